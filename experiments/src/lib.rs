@@ -1,0 +1,1 @@
+//! Simulator, reproductions and benchmarks.

@@ -1,0 +1,3 @@
+//! The command line of rumormill-lab.
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! The rumormill daemon.
+
+pub mod net;

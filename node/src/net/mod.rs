@@ -1,0 +1,1 @@
+//! Sockets: a libp2p swarm that carries frames between neighbors.

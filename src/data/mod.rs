@@ -1,0 +1,1 @@
+//! Data sets: parsers, the built-in digits, shards.

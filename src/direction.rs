@@ -1,0 +1,1 @@
+//! Directions: Rademacher vectors regenerated from shared seeds.

@@ -1,0 +1,1 @@
+//! LB8, the one-byte code of a projected gradient.

@@ -1,0 +1,1 @@
+//! Parameters: the exact integer state and its floating-point view.

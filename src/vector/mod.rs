@@ -1,0 +1,1 @@
+//! Algorithms that exchange vectors: DADAO, A2CiD2 and MoNNA.

@@ -1,0 +1,1 @@
+//! Communication graphs: files, families, spectrum and gossip rates.
