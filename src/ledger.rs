@@ -1,0 +1,530 @@
+//! The ledger: who measured which byte along which shared direction.
+//!
+//! An origin's records of one height are a [`Segment`]: its bytes in the order of its walk, the
+//! byte count of each round, and one Ed25519 signature over the whole prefix. Position gives round
+//! and slot, so a record is one byte on the wire. Segments only grow: of two honest statements of
+//! one origin and height, one is a prefix of the other. Two that are not are [`Evidence`] of
+//! equivocation, and from then on the origin's records of that height count for nothing.
+
+use std::collections::BTreeMap;
+
+use bincode::{Decode, Encode};
+
+use crate::id::{Height, NodeId, Origin, RunId};
+use crate::keys::{Keys, Scheme, Signature};
+
+/// A signed prefix of an origin's records of one height.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Segment {
+    /// Bytes per round, from the height's first round; the last count is not zero.
+    pub counts: Vec<u16>,
+    /// LB8 codes in the order of the origin's walk, all rounds one after the other.
+    pub bytes: Vec<u8>,
+    /// The origin says that it will not extend this segment.
+    pub closed: bool,
+    /// The origin's signature over domain, run, origin, height, counts, bytes and `closed`.
+    pub signature: Signature,
+}
+
+/// What a neighbor lacks of a segment.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SegmentDelta {
+    /// Heights above the sender's certified count.
+    pub height: u64,
+    /// Whose records.
+    pub origin: u16,
+    /// Bytes of the prefix that the receiver is known to hold.
+    pub offset: u16,
+    /// The round, within the height, of the first byte of the delta.
+    pub first_round: u16,
+    /// Total counts from `first_round` on.
+    pub counts: Vec<u16>,
+    /// The bytes after the offset.
+    pub bytes: Vec<u8>,
+    /// See [`Segment::closed`].
+    pub closed: bool,
+    /// See [`Segment::signature`].
+    pub signature: Signature,
+}
+
+/// Two signed statements of one origin about one height that cannot both be honest.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Evidence {
+    /// The height both speak of.
+    pub height: u64,
+    /// Who signed both.
+    pub origin: u16,
+    /// The statement held first.
+    pub first: Segment,
+    /// The one that contradicts it.
+    pub second: Segment,
+}
+
+/// What bounds a segment: the manifest's numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentLimits {
+    /// Rounds in the height.
+    pub rounds: usize,
+    /// Most bytes in one round.
+    pub bytes_per_round: usize,
+}
+
+/// What an insertion did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// The origin's segment grew by this many records.
+    Extended(usize),
+    /// Nothing new: a duplicate of so many records.
+    Duplicate(usize),
+    /// The delta starts beyond what is held, or does not fit the prefix that is held: the segment
+    /// is needed from its start. Nothing was changed and nobody is at fault.
+    NeedsWhole,
+    /// The origin contradicted itself; the ledger keeps the evidence and drops the segment.
+    Equivocation,
+}
+
+/// Why a statement was refused. The ledger is unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InsertError {
+    /// The origin is not in the roster of that height.
+    #[error("origin {0} is not in the roster")]
+    UnknownOrigin(u16),
+    /// Counts and bytes do not fit the limits or each other.
+    #[error("segment of origin {0} breaks its limits")]
+    Limits(u16),
+    /// A whole statement carries a signature that is not its origin's.
+    #[error("segment of origin {0} is not signed by it")]
+    Signature(u16),
+    /// The claimed evidence proves nothing.
+    #[error("evidence against origin {0} proves nothing")]
+    NoEvidence(u16),
+}
+
+/// Who a statement belongs to and how it is signed.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
+    /// The run.
+    pub run: &'a RunId,
+    /// The height.
+    pub height: Height,
+    /// How statements are signed.
+    pub scheme: Scheme,
+    /// Bounds on a segment.
+    pub limits: SegmentLimits,
+}
+
+/// BLAKE3 of counts and bytes: what a record set says of one origin.
+pub fn segment_hash(counts: &[u16], bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(counts.len() as u64).to_le_bytes());
+    for count in counts {
+        hasher.update(&count.to_le_bytes());
+    }
+    hasher.update(bytes);
+    *hasher.finalize().as_bytes()
+}
+
+/// The canonical counts of the first `len` bytes: no trailing zeros.
+pub fn counts_of_prefix(counts: &[u16], len: usize) -> Vec<u16> {
+    let mut left = len;
+    let mut prefix = Vec::with_capacity(counts.len());
+    for &count in counts {
+        if left == 0 {
+            break;
+        }
+        let taken = left.min(usize::from(count));
+        prefix.push(taken as u16);
+        left -= taken;
+    }
+    prefix
+}
+
+fn statement(context: &Context<'_>, origin: &NodeId, segment: (&[u16], &[u8], bool)) -> [u8; 32] {
+    let (counts, bytes, closed) = segment;
+    let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 segment");
+    hasher.update(&context.run.0);
+    hasher.update(&origin.0);
+    hasher.update(&context.height.0.to_le_bytes());
+    hasher.update(&[u8::from(closed)]);
+    hasher.update(&segment_hash(counts, bytes));
+    *hasher.finalize().as_bytes()
+}
+
+impl Segment {
+    /// Signs a prefix of one's own records.
+    pub fn sign(
+        context: &Context<'_>,
+        keys: &Keys,
+        counts: Vec<u16>,
+        bytes: Vec<u8>,
+        closed: bool,
+    ) -> Segment {
+        let digest = statement(context, &keys.id(), (&counts, &bytes, closed));
+        Segment { signature: keys.sign(&digest), counts, bytes, closed }
+    }
+
+    /// Whether counts fit the bytes and the limits, in canonical form.
+    pub fn fits(&self, limits: SegmentLimits) -> bool {
+        counts_fit(&self.counts, self.bytes.len(), limits)
+    }
+
+    /// Whether `origin` signed this statement.
+    pub fn is_signed_by(&self, context: &Context<'_>, origin: &NodeId) -> bool {
+        let digest = statement(context, origin, (&self.counts, &self.bytes, self.closed));
+        context.scheme.verify(origin, &digest, &self.signature)
+    }
+
+    /// Whether the first statement is a prefix of the second.
+    fn is_prefix_of(&self, longer: &Segment) -> bool {
+        longer.bytes.starts_with(&self.bytes)
+            && counts_of_prefix(&longer.counts, self.bytes.len()) == self.counts
+    }
+
+    /// Whether two statements of one origin cannot both be honest.
+    pub fn contradicts(&self, other: &Segment) -> bool {
+        !(self.is_prefix_of(other) || other.is_prefix_of(self))
+    }
+
+    /// What a neighbor that holds the first `offset` bytes lacks. An offset beyond the segment
+    /// gives the whole.
+    pub fn delta(&self, height: u64, origin: Origin, offset: usize) -> SegmentDelta {
+        let offset = if offset > self.bytes.len() { 0 } else { offset };
+        // The round of the first byte that is sent; a delta without bytes repeats the last round.
+        let mut before = 0;
+        let mut first_round = 0;
+        for (round, &count) in self.counts.iter().enumerate() {
+            first_round = round;
+            before += usize::from(count);
+            if before > offset {
+                break;
+            }
+        }
+        SegmentDelta {
+            height,
+            origin: origin.0,
+            offset: offset as u16,
+            first_round: first_round as u16,
+            counts: self.counts.get(first_round..).unwrap_or_default().to_vec(),
+            bytes: self.bytes[offset..].to_vec(),
+            closed: self.closed,
+            signature: self.signature,
+        }
+    }
+}
+
+fn counts_fit(counts: &[u16], len: usize, limits: SegmentLimits) -> bool {
+    counts.len() <= limits.rounds
+        && counts.last() != Some(&0)
+        && counts.iter().all(|&count| usize::from(count) <= limits.bytes_per_round)
+        && counts.iter().map(|&count| usize::from(count)).sum::<usize>() == len
+}
+
+/// All records of one height that a node holds.
+///
+/// Bounded by the roster: one segment of at most `2m·E` bytes and one piece of evidence an origin.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// By origin; an empty segment is not kept.
+    segments: Vec<Option<Segment>>,
+    /// Origins that contradicted themselves, with the proof.
+    evidence: BTreeMap<Origin, Evidence>,
+}
+
+impl Ledger {
+    /// An empty ledger for a roster of `roster_len`.
+    pub fn new(roster_len: usize) -> Ledger {
+        Ledger { segments: vec![None; roster_len], evidence: BTreeMap::new() }
+    }
+
+    /// The segment held of `origin`; none when it contradicted itself.
+    pub fn segment(&self, origin: Origin) -> Option<&Segment> {
+        self.segments.get(origin.index()).and_then(Option::as_ref)
+    }
+
+    /// Records held of `origin`.
+    pub fn len_of(&self, origin: Origin) -> usize {
+        self.segment(origin).map_or(0, |segment| segment.bytes.len())
+    }
+
+    /// Origins in the roster of this height.
+    pub fn roster_len(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Proofs of equivocation, by origin.
+    pub fn evidence(&self) -> &BTreeMap<Origin, Evidence> {
+        &self.evidence
+    }
+
+    /// Replaces a segment by one's own, newly signed; growth is the caller's promise.
+    pub fn set_own(&mut self, origin: Origin, segment: Segment) {
+        let held = &mut self.segments[origin.index()];
+        assert!(
+            held.as_ref().is_none_or(|held| held.is_prefix_of(&segment)),
+            "an own segment only ever grows"
+        );
+        *held = Some(segment);
+    }
+
+    /// Replaces a segment by what a certificate covers.
+    pub fn set_certified(&mut self, origin: Origin, segment: Option<Segment>) {
+        self.segments[origin.index()] = segment;
+    }
+
+    /// Inserts what a neighbor sent of `origin`'s segment.
+    ///
+    /// # Errors
+    /// The statement breaks a limit or is not signed by its origin; nothing was changed.
+    pub fn insert(
+        &mut self,
+        context: &Context<'_>,
+        id: &NodeId,
+        delta: SegmentDelta,
+    ) -> Result<Inserted, InsertError> {
+        let origin = Origin(delta.origin);
+        if origin.index() >= self.segments.len() {
+            return Err(InsertError::UnknownOrigin(delta.origin));
+        }
+        if self.evidence.contains_key(&origin) {
+            return Ok(Inserted::Duplicate(delta.bytes.len()));
+        }
+        let held = self.segments[origin.index()].as_ref();
+        let offset = usize::from(delta.offset);
+        let held_len = held.map_or(0, |segment| segment.bytes.len());
+        if offset > held_len {
+            return Ok(Inserted::NeedsWhole);
+        }
+        let first_round = usize::from(delta.first_round);
+        let mut counts = match held {
+            Some(segment) if offset > 0 => {
+                // Rounds before the delta's first are as held, and as long as the prefix says.
+                counts_of_prefix(&segment.counts, offset)
+            }
+            _ => Vec::new(),
+        };
+        if first_round > context.limits.rounds || delta.counts.len() > context.limits.rounds {
+            return Err(InsertError::Limits(delta.origin));
+        }
+        counts.resize(first_round, 0);
+        counts.extend(&delta.counts);
+        let mut bytes = held.map_or_else(Vec::new, |segment| segment.bytes[..offset].to_vec());
+        bytes.extend(&delta.bytes);
+        let candidate = Segment { counts, bytes, closed: delta.closed, signature: delta.signature };
+        if !candidate.fits(context.limits) {
+            // Counts that do not add up may come from another prefix than the one held.
+            return match offset {
+                0 => Err(InsertError::Limits(delta.origin)),
+                _ => Ok(Inserted::NeedsWhole),
+            };
+        }
+        self.insert_candidate(context, id, origin, candidate, offset)
+    }
+
+    fn insert_candidate(
+        &mut self,
+        context: &Context<'_>,
+        id: &NodeId,
+        origin: Origin,
+        candidate: Segment,
+        offset: usize,
+    ) -> Result<Inserted, InsertError> {
+        let new_len = candidate.bytes.len();
+        let held = &mut self.segments[origin.index()];
+        if let Some(segment) = held.as_ref() {
+            let news = new_len > segment.bytes.len() || (candidate.closed && !segment.closed);
+            if !news && !candidate.contradicts(segment) {
+                return Ok(Inserted::Duplicate(new_len - offset));
+            }
+        } else if new_len == 0 && !candidate.closed {
+            return Ok(Inserted::Duplicate(0));
+        }
+        if !candidate.is_signed_by(context, id) {
+            return match offset {
+                0 => Err(InsertError::Signature(origin.0)),
+                _ => Ok(Inserted::NeedsWhole),
+            };
+        }
+        match held.take() {
+            Some(segment) if segment.contradicts(&candidate) => {
+                let evidence = Evidence {
+                    height: context.height.0,
+                    origin: origin.0,
+                    first: segment,
+                    second: candidate,
+                };
+                self.evidence.insert(origin, evidence);
+                Ok(Inserted::Equivocation)
+            }
+            Some(segment) if segment.bytes.len() > new_len => {
+                // A shorter statement that says "closed" although a longer one exists.
+                *held = Some(segment);
+                Ok(Inserted::Duplicate(new_len - offset))
+            }
+            segment => {
+                let before = segment.map_or(0, |segment| segment.bytes.len());
+                *held = Some(candidate);
+                Ok(Inserted::Extended(new_len - before))
+            }
+        }
+    }
+
+    /// Takes evidence found by another node.
+    ///
+    /// # Errors
+    /// The two statements do not contradict each other, or are not both signed by the origin.
+    pub fn insert_evidence(
+        &mut self,
+        context: &Context<'_>,
+        id: &NodeId,
+        evidence: Evidence,
+    ) -> Result<bool, InsertError> {
+        let origin = Origin(evidence.origin);
+        if origin.index() >= self.segments.len() {
+            return Err(InsertError::UnknownOrigin(evidence.origin));
+        }
+        if self.evidence.contains_key(&origin) {
+            return Ok(false);
+        }
+        let proves = evidence.height == context.height.0
+            && evidence.first.fits(context.limits)
+            && evidence.second.fits(context.limits)
+            && evidence.first.contradicts(&evidence.second)
+            && evidence.first.is_signed_by(context, id)
+            && evidence.second.is_signed_by(context, id);
+        if !proves {
+            return Err(InsertError::NoEvidence(evidence.origin));
+        }
+        self.segments[origin.index()] = None;
+        self.evidence.insert(origin, evidence);
+        Ok(true)
+    }
+
+    /// Records that a certified set names `origin` as one that contradicted itself: the quorum
+    /// vouches for the proof, which need not travel again.
+    pub fn mark_equivocator(&mut self, origin: Origin, height: u64) {
+        let nothing = || Segment {
+            counts: Vec::new(),
+            bytes: Vec::new(),
+            closed: true,
+            signature: Signature([0; 64]),
+        };
+        self.segments[origin.index()] = None;
+        self.evidence.entry(origin).or_insert_with(|| Evidence {
+            height,
+            origin: origin.0,
+            first: nothing(),
+            second: nothing(),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: RunId = RunId([1; 32]);
+
+    fn context() -> Context<'static> {
+        Context {
+            run: &RUN,
+            height: Height(3),
+            scheme: Scheme::Simulated,
+            limits: SegmentLimits { rounds: 4, bytes_per_round: 8 },
+        }
+    }
+
+    fn segment(keys: &Keys, counts: &[u16], first: u8) -> Segment {
+        let len: u16 = counts.iter().sum();
+        let bytes = (0..len).map(|i| first.wrapping_add(i as u8)).collect();
+        Segment::sign(&context(), keys, counts.to_vec(), bytes, false)
+    }
+
+    #[test]
+    fn a_segment_arrives_in_deltas_of_any_cut() {
+        let keys = Keys::simulated(0);
+        let whole = segment(&keys, &[3, 0, 5, 2], 7);
+        for cut in 0..=10_usize {
+            let mut ledger = Ledger::new(1);
+            let counts = counts_of_prefix(&whole.counts, cut);
+            let bytes = whole.bytes[..cut].to_vec();
+            let prefix = Segment::sign(&context(), &keys, counts, bytes, false);
+            let first = ledger.insert(&context(), &keys.id(), prefix.delta(3, Origin(0), 0));
+            assert_eq!(
+                first,
+                Ok(if cut == 0 { Inserted::Duplicate(0) } else { Inserted::Extended(cut) })
+            );
+            let second = ledger.insert(&context(), &keys.id(), whole.delta(3, Origin(0), cut));
+            let expected =
+                if cut == 10 { Inserted::Duplicate(0) } else { Inserted::Extended(10 - cut) };
+            assert_eq!(second, Ok(expected), "cut {cut}");
+            assert_eq!(ledger.segment(Origin(0)), Some(&whole), "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn duplicate_delta_leaves_ledger_unchanged() {
+        let keys = Keys::simulated(0);
+        let mut ledger = Ledger::new(1);
+        let whole = segment(&keys, &[4], 0);
+        ledger.insert(&context(), &keys.id(), whole.delta(3, Origin(0), 0)).unwrap();
+        let again = ledger.insert(&context(), &keys.id(), whole.delta(3, Origin(0), 0));
+        assert_eq!(again, Ok(Inserted::Duplicate(4)));
+        assert_eq!(ledger.len_of(Origin(0)), 4);
+    }
+
+    #[test]
+    fn two_contradicting_statements_are_evidence_that_convinces_others() {
+        let keys = Keys::simulated(0);
+        let (one, other) = (segment(&keys, &[4], 0), segment(&keys, &[4], 9));
+        let mut ledger = Ledger::new(1);
+        ledger.insert(&context(), &keys.id(), one.delta(3, Origin(0), 0)).unwrap();
+        let inserted = ledger.insert(&context(), &keys.id(), other.delta(3, Origin(0), 0));
+        assert_eq!(inserted, Ok(Inserted::Equivocation));
+        assert_eq!(ledger.segment(Origin(0)), None);
+        let proof = ledger.evidence()[&Origin(0)].clone();
+        let mut elsewhere = Ledger::new(1);
+        assert_eq!(elsewhere.insert_evidence(&context(), &keys.id(), proof.clone()), Ok(true));
+        let mut forged = proof;
+        forged.second = forged.first.clone();
+        let refused = Ledger::new(1).insert_evidence(&context(), &keys.id(), forged);
+        assert_eq!(refused, Err(InsertError::NoEvidence(0)));
+    }
+
+    #[test]
+    fn a_moved_round_boundary_is_a_contradiction() {
+        let keys = Keys::simulated(0);
+        assert!(segment(&keys, &[4], 0).contradicts(&segment(&keys, &[2, 2], 0)));
+        assert!(!segment(&keys, &[4], 0).contradicts(&segment(&keys, &[4, 2], 0)));
+        assert!(!segment(&keys, &[2], 0).contradicts(&segment(&keys, &[4, 2], 0)));
+    }
+
+    #[test]
+    fn a_delta_against_another_prefix_asks_for_the_whole_before_judging() {
+        let keys = Keys::simulated(0);
+        let mut ledger = Ledger::new(1);
+        let held = segment(&keys, &[4], 0);
+        ledger.insert(&context(), &keys.id(), held.delta(3, Origin(0), 0)).unwrap();
+        let other = segment(&keys, &[6], 9);
+        let inserted = ledger.insert(&context(), &keys.id(), other.delta(3, Origin(0), 4));
+        assert_eq!(inserted, Ok(Inserted::NeedsWhole));
+        let beyond = ledger.insert(&context(), &keys.id(), other.delta(3, Origin(0), 5));
+        assert_eq!(beyond, Ok(Inserted::NeedsWhole));
+    }
+
+    #[test]
+    fn forged_overlong_and_foreign_statements_are_refused() {
+        let (keys, other) = (Keys::simulated(0), Keys::simulated(1));
+        let mut ledger = Ledger::new(1);
+        let forged = segment(&other, &[4], 0);
+        let result = ledger.insert(&context(), &keys.id(), forged.delta(3, Origin(0), 0));
+        assert_eq!(result, Err(InsertError::Signature(0)));
+        let long = segment(&keys, &[9], 0);
+        let result = ledger.insert(&context(), &keys.id(), long.delta(3, Origin(0), 0));
+        assert_eq!(result, Err(InsertError::Limits(0)));
+        let many = segment(&keys, &[1, 1, 1, 1, 1], 0);
+        let result = ledger.insert(&context(), &keys.id(), many.delta(3, Origin(0), 0));
+        assert_eq!(result, Err(InsertError::Limits(0)));
+        let result = ledger.insert(&context(), &keys.id(), many.delta(3, Origin(5), 0));
+        assert_eq!(result, Err(InsertError::UnknownOrigin(5)));
+    }
+}

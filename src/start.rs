@@ -1,0 +1,214 @@
+//! The start of an open run: the founders agree on who they are, without a leader.
+//!
+//! A node votes for the smallest identities it knows, as many as the manifest asks for, itself
+//! among them, and signs at most one set in a ballot. A set has founded the run when **all** its
+//! members have signed it in one ballot. A node leaves a ballot only when its set can never be
+//! complete there: a member signed another set in that ballot, or is in a later one. So two sets
+//! that share an honest member cannot both be complete. A member that went silent before voting is
+//! given up after a while; if its vote was on its way after all, two starts can meet, and then the
+//! nodes of one refuse those of the other instead of mixing records.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::id::{NodeId, RunId};
+use crate::keys::{Keys, Scheme, Signature};
+use crate::manifest::ROSTER_LEN_MAX;
+use crate::message::StartVote;
+use crate::time::Time;
+
+/// How long a node that was heard of counts as present without being heard again.
+const PRESENT: Time = Time::from_millis(20_000);
+
+/// The state of a node before the run has started.
+#[derive(Clone, Debug)]
+pub struct Start {
+    run: RunId,
+    minimum: usize,
+    /// When each node was last heard of. At most [`ROSTER_LEN_MAX`].
+    seen: BTreeMap<NodeId, Time>,
+    /// The latest vote of each voter. At most [`ROSTER_LEN_MAX`].
+    votes: BTreeMap<NodeId, StartVote>,
+}
+
+fn statement(run: &RunId, ballot: u32, founders: &[NodeId]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 start");
+    hasher.update(&run.0).update(&ballot.to_le_bytes());
+    for id in founders {
+        hasher.update(&id.0);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Whether votes make exactly these founders: every founder's own signature, in one ballot.
+pub fn founders_of(
+    run: &RunId,
+    scheme: Scheme,
+    minimum: usize,
+    votes: &[StartVote],
+) -> Option<Vec<NodeId>> {
+    let first = votes.first()?;
+    let voters: BTreeSet<NodeId> = votes.iter().map(|vote| vote.voter).collect();
+    let complete = first.founders.len() == minimum
+        && votes.len() == minimum
+        && first.founders.iter().copied().collect::<BTreeSet<_>>() == voters
+        && first.founders.is_sorted()
+        && votes.iter().all(|vote| {
+            vote.ballot == first.ballot
+                && vote.founders == first.founders
+                && is_signed(run, scheme, vote)
+        });
+    complete.then(|| first.founders.clone())
+}
+
+fn is_signed(run: &RunId, scheme: Scheme, vote: &StartVote) -> bool {
+    let digest = statement(run, vote.ballot, &vote.founders);
+    scheme.verify(&vote.voter, &digest, &Signature(vote.signature))
+}
+
+impl Start {
+    /// Nobody is known yet.
+    pub fn new(run: RunId, minimum: usize) -> Start {
+        Start { run, minimum, seen: BTreeMap::new(), votes: BTreeMap::new() }
+    }
+
+    /// A node was heard of.
+    pub fn hear(&mut self, id: NodeId, now: Time) {
+        if self.seen.len() < ROSTER_LEN_MAX || self.seen.contains_key(&id) {
+            self.seen.insert(id, now);
+        }
+    }
+
+    /// Nodes that are present.
+    pub fn present(&self, now: Time) -> usize {
+        self.seen.values().filter(|&&seen| now.since(seen) <= PRESENT).count()
+    }
+
+    /// How many founders are needed.
+    pub fn minimum(&self) -> usize {
+        self.minimum
+    }
+
+    /// Takes another node's vote; `false` when it is not signed by its voter or breaks a limit.
+    pub fn take(&mut self, vote: StartVote, scheme: Scheme, now: Time) -> bool {
+        let fits = vote.founders.len() == self.minimum
+            && vote.founders.contains(&vote.voter)
+            && vote.founders.windows(2).all(|pair| pair[0] < pair[1]);
+        let held = self.votes.get(&vote.voter);
+        if held.is_some_and(|held| held.ballot >= vote.ballot) {
+            return true;
+        }
+        if !fits || self.votes.len() >= ROSTER_LEN_MAX || !is_signed(&self.run, scheme, &vote) {
+            return false;
+        }
+        self.hear(vote.voter, now);
+        self.votes.insert(vote.voter, vote);
+        true
+    }
+
+    /// The votes that founded the run, once they are complete.
+    pub fn complete(&self) -> Option<Vec<StartVote>> {
+        self.votes.values().find_map(|vote| {
+            let votes: Vec<StartVote> =
+                vote.founders.iter().filter_map(|id| self.votes.get(id)).cloned().collect();
+            let same =
+                |other: &StartVote| other.ballot == vote.ballot && other.founders == vote.founders;
+            (votes.len() == self.minimum && votes.iter().all(same)).then_some(votes)
+        })
+    }
+
+    /// All votes known, for neighbors.
+    pub fn votes(&self) -> Vec<StartVote> {
+        self.votes.values().cloned().collect()
+    }
+
+    /// Votes, or votes anew when the last ballot is dead. Returns a new vote, to be written to disk
+    /// before it is sent.
+    pub fn vote(&mut self, keys: &Keys, now: Time) -> Option<StartVote> {
+        let me = keys.id();
+        self.hear(me, now);
+        let mut ballot = self.votes.values().map(|vote| vote.ballot).max().unwrap_or(0);
+        if let Some(mine) = self.votes.get(&me) {
+            if mine.ballot == ballot && !self.is_dead(mine, now) {
+                return None;
+            }
+            ballot = ballot.max(mine.ballot + 1);
+        }
+        let present = self.seen.iter().filter(|(_, seen)| now.since(**seen) <= PRESENT);
+        let founders: Vec<NodeId> = present.map(|(id, _)| *id).take(self.minimum).collect();
+        if founders.len() < self.minimum || !founders.contains(&me) {
+            return None;
+        }
+        let signature = keys.sign(&statement(&self.run, ballot, &founders)).0;
+        let vote = StartVote { ballot, founders, voter: me, signature };
+        self.votes.insert(me, vote.clone());
+        Some(vote)
+    }
+
+    /// Whether the set of a vote can never be complete in its ballot, or a member went silent.
+    fn is_dead(&self, vote: &StartVote, now: Time) -> bool {
+        vote.founders.iter().any(|id| match self.votes.get(id) {
+            Some(other) => {
+                other.ballot > vote.ballot
+                    || (other.ballot == vote.ballot && other.founders != vote.founders)
+            }
+            None => self.seen.get(id).is_none_or(|&seen| now.since(seen) > PRESENT),
+        })
+    }
+
+    /// Restores one's own vote after a restart.
+    pub fn restore(&mut self, vote: StartVote) {
+        self.votes.insert(vote.voter, vote);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: RunId = RunId([9; 32]);
+
+    /// Lets `n` nodes vote, with views that grow at different times, until all see the start.
+    fn found(n: u64, minimum: usize) -> Vec<Option<Vec<NodeId>>> {
+        let keys: Vec<Keys> = (0..n).map(Keys::simulated).collect();
+        let mut starts: Vec<Start> = keys.iter().map(|_| Start::new(RUN, minimum)).collect();
+        for tick in 0..60_u64 {
+            let now = Time::from_millis(100 * tick);
+            for at in 0..keys.len() {
+                // Node `at` hears one more node each tick, and everybody's votes two ticks apart.
+                let heard = &keys[(at + tick as usize) % keys.len()];
+                starts[at].hear(heard.id(), now);
+                starts[at].vote(&keys[at], now);
+                let votes = starts[(at + 1 + tick as usize) % keys.len()].votes();
+                for vote in votes {
+                    assert!(starts[at].take(vote, Scheme::Simulated, now));
+                }
+            }
+        }
+        let complete = starts.iter().map(Start::complete);
+        complete.map(|votes| founders_of(&RUN, Scheme::Simulated, minimum, &votes?)).collect()
+    }
+
+    #[test]
+    fn all_founders_see_the_same_start() {
+        for (n, minimum) in [(1, 1), (2, 2), (3, 3), (7, 7), (5, 3), (9, 6)] {
+            let seen = found(n, minimum);
+            let first = seen.iter().flatten().next().expect("the run starts");
+            assert_eq!(first.len(), minimum);
+            assert!(seen.iter().all(|founders| founders.as_ref() == Some(first)), "{n} {minimum}");
+        }
+    }
+
+    #[test]
+    fn votes_of_others_or_in_parts_found_nothing() {
+        let keys: Vec<Keys> = (0..3).map(Keys::simulated).collect();
+        let mut start = Start::new(RUN, 3);
+        for key in &keys {
+            start.hear(key.id(), Time::ZERO);
+        }
+        let vote = start.vote(&keys[0], Time::ZERO).unwrap();
+        assert_eq!(founders_of(&RUN, Scheme::Simulated, 3, &[vote.clone()]), None);
+        let mut forged = vote;
+        forged.voter = keys[1].id();
+        assert!(!start.take(forged, Scheme::Simulated, Time::ZERO));
+    }
+}

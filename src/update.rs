@@ -1,0 +1,199 @@
+//! From the records of closed rounds to integer coefficients.
+//!
+//! The selected average of slot `k` is divided by the number of covered slots and by a robust rms
+//! of the round, so that the step size needs little tuning, and multiplied with the schedule:
+//!
+//! ```text
+//! c_k = −s(t) · clip(v_k / rms, ±8) / covered,   rms = median|v| / 0.6745
+//! ```
+//!
+//! A record is paid out over its age by the instalment law, each instalment with the weights of
+//! the round in which it falls due. Coefficients are integers in units of 2⁻⁴⁰.
+
+use crate::id::{Round, Slot};
+use crate::manifest::Manifest;
+use crate::round::RoundValues;
+use crate::selection::Momenta;
+
+/// The binary exponent of the unit of coefficients.
+pub const COEFFICIENT_LOG2: i32 = -40;
+
+/// No value counts for more than this many robust deviations of its round.
+const CLIP: f64 = 8.0;
+
+/// One coefficient of one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coefficient {
+    /// The round the direction belongs to.
+    pub round: Round,
+    /// The direction's slot.
+    pub slot: Slot,
+    /// In units of 2⁻⁴⁰.
+    pub value: i64,
+}
+
+/// What closing a round pays out, and how its origins were weighted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RoundUpdate {
+    /// Coefficients that are not zero, by round and slot.
+    pub coefficients: Vec<Coefficient>,
+    /// Weight of every origin, by roster position.
+    pub weights: Vec<f64>,
+}
+
+impl RoundUpdate {
+    /// The bytes that the digest chain covers.
+    pub fn digest_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.coefficients.len() * 20);
+        for coefficient in &self.coefficients {
+            bytes.extend(coefficient.round.0.to_le_bytes());
+            bytes.extend(coefficient.slot.0.to_le_bytes());
+            bytes.extend(coefficient.value.to_le_bytes());
+        }
+        bytes
+    }
+}
+
+/// The step size of a round: constant, then linear to zero.
+pub fn step_size(manifest: &Manifest, round: Round) -> f64 {
+    let step = f64::from(manifest.step_24) / f64::from(1 << 24);
+    let total = manifest.rounds_total() as f64;
+    let from = total * f64::from(manifest.decay_from_permille) / 1000.0;
+    let at = round.0 as f64;
+    if at < from { step } else { step * ((total - at) / (total - from)).clamp(0.0, 1.0) }
+}
+
+/// What closing `round` pays out. `window` are the rounds of the selection window from the oldest
+/// to `round` itself; instalments of rounds that are not in it are not paid.
+pub fn round_update(
+    manifest: &Manifest,
+    round: Round,
+    window: &[&RoundValues],
+    origins: usize,
+    faulty: usize,
+) -> RoundUpdate {
+    let selection = manifest.selection.selection();
+    let beta = f64::from(manifest.beta_permille) / 1000.0;
+    let first = window.len().saturating_sub(manifest.window as usize);
+    let momenta = Momenta { rounds: &window[first..], beta, origins };
+    let weights = selection.weights(&momenta, faulty);
+    let mut coefficients = Vec::new();
+    for instalment in &manifest.instalments {
+        let age = instalment.age as usize;
+        let Some(at) = window.len().checked_sub(age + 1) else { break };
+        let paid_round = Round(round.0 - age as u64);
+        let averages: Vec<Option<f64>> =
+            window[at].slots.iter().map(|slot| selection.combine(slot, &weights)).collect();
+        let share = f64::from(instalment.share) / f64::from(1 << 16);
+        let step = step_size(manifest, paid_round) * share;
+        pay(step, paid_round, &averages, &mut coefficients);
+    }
+    RoundUpdate { coefficients, weights }
+}
+
+fn pay(step: f64, round: Round, averages: &[Option<f64>], coefficients: &mut Vec<Coefficient>) {
+    let covered = averages.iter().flatten().count();
+    let Some(rms) = robust_rms(averages) else { return };
+    for (slot, average) in averages.iter().enumerate() {
+        let Some(average) = average else { continue };
+        let normalized = (average / rms).clamp(-CLIP, CLIP);
+        let value = to_units(-step * normalized / covered as f64);
+        if value != 0 {
+            coefficients.push(Coefficient { round, slot: Slot(slot as u32), value });
+        }
+    }
+}
+
+/// median|v| / 0.6745, the deviation of a normal distribution with that median; the mean magnitude
+/// when the median is zero, and `None` when all are.
+fn robust_rms(averages: &[Option<f64>]) -> Option<f64> {
+    let mut magnitudes: Vec<f64> = averages.iter().flatten().map(|v| v.abs()).collect();
+    if magnitudes.is_empty() {
+        return None;
+    }
+    let sum: f64 = magnitudes.iter().sum();
+    let mean = sum / magnitudes.len() as f64;
+    let middle = magnitudes.len() / 2;
+    let (_, median, _) = magnitudes.select_nth_unstable_by(middle, f64::total_cmp);
+    let rms = if *median > 0.0 { *median / 0.6745 } else { mean };
+    (rms > 0.0).then_some(rms)
+}
+
+/// Rounds to units of 2⁻⁴⁰, ties to even; a float-to-integer cast saturates.
+fn to_units(value: f64) -> i64 {
+    (value * (1_u64 << -COEFFICIENT_LOG2) as f64).round_ties_even() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Origin;
+    use crate::manifest::Instalment;
+
+    fn values(slots: &[f64]) -> RoundValues {
+        RoundValues { slots: slots.iter().map(|&value| vec![(Origin(0), value)]).collect() }
+    }
+
+    #[test]
+    fn coefficients_do_not_depend_on_the_scale_of_the_losses() {
+        let manifest = Manifest::template();
+        let one = values(&[1.0, -2.0, 0.5]);
+        let other = values(&[1024.0, -2048.0, 512.0]);
+        let update = |values| round_update(&manifest, Round(0), &[values], 1, 0);
+        assert_eq!(update(&one), update(&other));
+        let coefficients = update(&one).coefficients;
+        assert_eq!(coefficients[0].value, -coefficients[2].value * -2);
+        assert!(coefficients[0].value < 0, "the step goes against the projected gradient");
+    }
+
+    #[test]
+    fn by_hand() {
+        let manifest = Manifest { step_24: 1 << 24, ..Manifest::template() };
+        let update = round_update(&manifest, Round(0), &[&values(&[0.6745, 0.6745])], 1, 0);
+        // v/rms = 0.6745, two covered slots, step 1.
+        let expected = (-0.6745_f64 / 2.0 * (1_u64 << 40) as f64).round_ties_even() as i64;
+        assert_eq!(update.coefficients.len(), 2);
+        assert!((update.coefficients[0].value - expected).abs() <= 1);
+    }
+
+    #[test]
+    fn one_wild_value_moves_at_most_its_clip() {
+        let manifest = Manifest { step_24: 1 << 24, ..Manifest::template() };
+        let update = round_update(&manifest, Round(0), &[&values(&[1.0, 1.0, 1.0, 1e6])], 1, 0);
+        let wild = update.coefficients[3].value as f64 / (1_u64 << 40) as f64;
+        assert_eq!(wild, -CLIP / 4.0);
+    }
+
+    #[test]
+    fn instalments_add_up_to_the_whole() {
+        let manifest = Manifest {
+            instalments: vec![
+                Instalment { age: 0, share: 1 << 15 },
+                Instalment { age: 1, share: 1 << 15 },
+            ],
+            ..Manifest::template()
+        };
+        let whole = Manifest::template();
+        let (a, b) = (values(&[1.0, 3.0]), values(&[-1.0, 2.0]));
+        let first = round_update(&manifest, Round(0), &[&a], 1, 0);
+        let second = round_update(&manifest, Round(1), &[&a, &b], 1, 0);
+        let expected = round_update(&whole, Round(0), &[&a], 1, 0);
+        let paid: i64 = first
+            .coefficients
+            .iter()
+            .chain(&second.coefficients)
+            .filter(|c| c.round == Round(0) && c.slot == Slot(1))
+            .map(|c| c.value)
+            .sum();
+        assert!((paid - expected.coefficients[1].value).abs() <= 1);
+    }
+
+    #[test]
+    fn the_step_falls_to_zero_at_the_end() {
+        let manifest = Manifest { rounds: 80, ..Manifest::template() };
+        assert_eq!(step_size(&manifest, Round(10)), step_size(&manifest, Round(55)));
+        assert!(step_size(&manifest, Round(79)) < step_size(&manifest, Round(60)));
+        assert!(step_size(&manifest, Round(79)) > 0.0);
+        assert_eq!(step_size(&manifest, Round(80)), 0.0);
+    }
+}
