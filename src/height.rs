@@ -38,7 +38,7 @@ pub enum Control {
 }
 
 /// What makes two control records the same: different proofs of one fault are one record.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum ControlKey {
     /// See [`Control::Join`].
     Join(NodeId),
@@ -75,7 +75,7 @@ fn join_statement(run: &RunId, height: Height, id: &NodeId) -> [u8; 32] {
 }
 
 /// The record set of a height, by what its digest covers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RecordSet {
     /// Records that count, by origin; an origin that contradicted itself has none.
     pub lens: Vec<u16>,
@@ -130,6 +130,17 @@ impl RecordSet {
     pub fn weight(&self) -> u64 {
         let records: u64 = self.lens.iter().map(|&len| u64::from(len)).sum();
         records + CONTROL_WEIGHT * (self.equivocators.len() + self.controls.len()) as u64
+    }
+
+    /// Whether everything in another set of the same height is in this one too, as far as lengths
+    /// tell.
+    pub fn contains(&self, other: &RecordSet) -> bool {
+        let equivocated = |at: usize| self.equivocators.contains(&Origin(at as u16));
+        let lens = other.lens.iter().enumerate();
+        self.lens.len() == other.lens.len()
+            && lens.into_iter().all(|(at, &len)| equivocated(at) || self.lens[at] >= len)
+            && other.equivocators.iter().all(|origin| self.equivocators.contains(origin))
+            && other.controls.iter().all(|key| self.controls.contains(key))
     }
 
     /// Number of records.

@@ -49,7 +49,7 @@ impl std::str::FromStr for NodeId {
 }
 
 /// A member's position in the roster. Positions are given once and never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct Origin(pub u16);
 
 /// A round, counted from the start of the run.

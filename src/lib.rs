@@ -23,6 +23,7 @@ pub mod update;
 
 pub mod message;
 pub mod start;
+pub mod protocol;
 
 pub mod data;
 pub mod objective;

@@ -10,7 +10,7 @@
 //! A record is paid out over its age by the instalment law, each instalment with the weights of
 //! the round in which it falls due. Coefficients are integers in units of 2⁻⁴⁰.
 
-use crate::id::{Round, Slot};
+use crate::id::{Origin, Round, Slot};
 use crate::manifest::Manifest;
 use crate::round::RoundValues;
 use crate::selection::Momenta;
@@ -64,19 +64,24 @@ pub fn step_size(manifest: &Manifest, round: Round) -> f64 {
 }
 
 /// What closing `round` pays out. `window` are the rounds of the selection window from the oldest
-/// to `round` itself; instalments of rounds that are not in it are not paid.
+/// to `round` itself; instalments of rounds that are not in it are not paid. `excluded` origins
+/// count for nothing.
 pub fn round_update(
     manifest: &Manifest,
     round: Round,
     window: &[&RoundValues],
     origins: usize,
     faulty: usize,
+    excluded: &[Origin],
 ) -> RoundUpdate {
     let selection = manifest.selection.selection();
     let beta = f64::from(manifest.beta_permille) / 1000.0;
     let first = window.len().saturating_sub(manifest.window as usize);
     let momenta = Momenta { rounds: &window[first..], beta, origins };
-    let weights = selection.weights(&momenta, faulty);
+    let mut weights = selection.weights(&momenta, faulty);
+    for origin in excluded {
+        weights[origin.index()] = 0.0;
+    }
     let mut coefficients = Vec::new();
     for instalment in &manifest.instalments {
         let age = instalment.age as usize;
@@ -127,7 +132,6 @@ fn to_units(value: f64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::Origin;
     use crate::manifest::Instalment;
 
     fn values(slots: &[f64]) -> RoundValues {
@@ -139,7 +143,7 @@ mod tests {
         let manifest = Manifest::template();
         let one = values(&[1.0, -2.0, 0.5]);
         let other = values(&[1024.0, -2048.0, 512.0]);
-        let update = |values| round_update(&manifest, Round(0), &[values], 1, 0);
+        let update = |values| round_update(&manifest, Round(0), &[values], 1, 0, &[]);
         assert_eq!(update(&one), update(&other));
         let coefficients = update(&one).coefficients;
         assert_eq!(coefficients[0].value, -coefficients[2].value * -2);
@@ -149,7 +153,7 @@ mod tests {
     #[test]
     fn by_hand() {
         let manifest = Manifest { step_24: 1 << 24, ..Manifest::template() };
-        let update = round_update(&manifest, Round(0), &[&values(&[0.6745, 0.6745])], 1, 0);
+        let update = round_update(&manifest, Round(0), &[&values(&[0.6745, 0.6745])], 1, 0, &[]);
         // v/rms = 0.6745, two covered slots, step 1.
         let expected = (-0.6745_f64 / 2.0 * (1_u64 << 40) as f64).round_ties_even() as i64;
         assert_eq!(update.coefficients.len(), 2);
@@ -159,7 +163,7 @@ mod tests {
     #[test]
     fn one_wild_value_moves_at_most_its_clip() {
         let manifest = Manifest { step_24: 1 << 24, ..Manifest::template() };
-        let update = round_update(&manifest, Round(0), &[&values(&[1.0, 1.0, 1.0, 1e6])], 1, 0);
+        let update = round_update(&manifest, Round(0), &[&values(&[1.0, 1.0, 1.0, 1e6])], 1, 0, &[]);
         let wild = update.coefficients[3].value as f64 / (1_u64 << 40) as f64;
         assert_eq!(wild, -CLIP / 4.0);
     }
@@ -175,9 +179,9 @@ mod tests {
         };
         let whole = Manifest::template();
         let (a, b) = (values(&[1.0, 3.0]), values(&[-1.0, 2.0]));
-        let first = round_update(&manifest, Round(0), &[&a], 1, 0);
-        let second = round_update(&manifest, Round(1), &[&a, &b], 1, 0);
-        let expected = round_update(&whole, Round(0), &[&a], 1, 0);
+        let first = round_update(&manifest, Round(0), &[&a], 1, 0, &[]);
+        let second = round_update(&manifest, Round(1), &[&a, &b], 1, 0, &[]);
+        let expected = round_update(&whole, Round(0), &[&a], 1, 0, &[]);
         let paid: i64 = first
             .coefficients
             .iter()

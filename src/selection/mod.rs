@@ -98,6 +98,11 @@ pub trait Selection: Sync {
     /// origins may be lying. Origins without any record in the window get weight 0.
     fn weights(&self, momenta: &Momenta<'_>, faulty: usize) -> Vec<f64>;
 
+    /// Whether the weights depend on earlier rounds than the one that is closed.
+    fn uses_window(&self) -> bool {
+        false
+    }
+
     /// The value of a slot from its origins' values: the weighted mean, unless the rule says
     /// otherwise. `None` when no origin with a positive weight has a value.
     fn combine(&self, values: &[(Origin, f64)], weights: &[f64]) -> Option<f64> {

@@ -15,6 +15,10 @@ pub(super) struct Nearest {
 }
 
 impl Selection for Nearest {
+    fn uses_window(&self) -> bool {
+        true
+    }
+
     fn weights(&self, momenta: &Momenta<'_>, faulty: usize) -> Vec<f64> {
         let origins = momenta.origins;
         let present = present(momenta);

@@ -1,0 +1,503 @@
+//! Acknowledging and certifying heights, and catching up from certified history.
+
+use std::collections::BTreeMap;
+
+use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
+use crate::height::{
+    Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
+    SetDigest,
+};
+use crate::id::{Height, NodeId, Origin};
+use crate::keys::Signature;
+use crate::ledger::{Ledger, Segment, counts_of_prefix};
+use crate::message::{Request, Response};
+use crate::time::Time;
+
+/// Sets of one height that a node remembers having acknowledged.
+const SIGNED_MAX: usize = 8;
+
+impl Protocol {
+    /// Signs the record sets of heights that are complete here, and those that have grown.
+    pub(super) fn acknowledge(&mut self, now: Time, out: &mut Vec<Output>) {
+        for height in self.certified..self.certified + OPEN {
+            if !self.heights.contains_key(&height) || !self.may_acknowledge(height, now) {
+                break;
+            }
+            self.seal(height, true, out);
+            self.sign_set(height, out);
+        }
+    }
+
+    /// Signs anew the sets that have grown since they were signed: once per exchange, so that
+    /// late records cost one signature together.
+    pub(super) fn refresh_acks(&mut self, out: &mut Vec<Output>) {
+        for height in self.certified..self.certified + OPEN {
+            let Some(state) = self.heights.get(&height) else { break };
+            if state.grown && !state.signed.is_empty() {
+                self.sign_set(height, out);
+            }
+        }
+    }
+
+    fn sign_set(&mut self, height: u64, out: &mut Vec<Output>) {
+        let Some(params) = self.params(height) else { return };
+        let Some(origin) = self.own_origin(&params) else { return };
+        let Some(state) = self.heights.get_mut(&height) else { return };
+        state.grown = false;
+        let set = RecordSet::of(Height(height), &state.ledger, &state.controls, None);
+        let last = state.signed.last();
+        let floor = last.or(state.signed_before.as_ref());
+        if floor.is_some_and(|floor| !set.contains(floor))
+            || last.is_some_and(|last| last.digest == set.digest)
+        {
+            return;
+        }
+        out.push(Output::Record(Entry::Acked { height, set: set.clone() }));
+        let ack = Ack::sign(&self.run, Height(height), &self.keys, &set);
+        state.acks.insert(origin, ack);
+        if state.signed.len() == SIGNED_MAX {
+            state.signed.remove(0);
+        }
+        state.signed.push(set);
+        self.stats.acks += 1;
+    }
+
+    /// Whether a height is complete as far as this node can tell.
+    fn may_acknowledge(&self, height: u64, now: Time) -> bool {
+        let Some(state) = self.heights.get(&height) else { return false };
+        let end = self.first_round(height + 1);
+        if state.certified.is_some() || !state.signed.is_empty() || self.closed < end {
+            return false;
+        }
+        let Some(params) = self.params(height) else { return false };
+        let Some(me) = self.own_origin(&params) else { return false };
+        let measuring = self.outstanding.iter().any(|(round, _)| round.0 < end)
+            || (self.probing && self.round < end);
+        if measuring {
+            return false;
+        }
+        let beyond = |origin: &Origin| {
+            *origin == me
+                || self.heights.get(&(height + 1)).is_some_and(|s| s.ledger.len_of(*origin) > 0)
+                || state.ledger.segment(*origin).is_some_and(|segment| segment.closed)
+                || state.ledger.evidence().contains_key(origin)
+        };
+        self.closed >= end + ACK_LAG
+            || params.active.iter().all(beyond)
+            || self.ack_due().is_some_and(|due| due <= now)
+    }
+
+    /// When the lowest open height is acknowledged although some members were not seen to go on.
+    pub(super) fn ack_due(&self) -> Option<Time> {
+        let state = self.heights.get(&self.certified)?;
+        let waiting = state.certified.is_none() && state.signed.is_empty();
+        let closed_at = state.closed_at.filter(|_| waiting)?;
+        let round_s =
+            self.probe_s.unwrap_or(0.0) * f64::from(self.manifest.probes_per_round);
+        let wait = self.config.patience.max(Time::from_secs_f64(2.0 * round_s));
+        Some(closed_at + wait)
+    }
+
+    /// Signs the own records of a height that are not signed yet. Unless `all`, records wait until
+    /// a block is full or their round was left.
+    pub(super) fn seal(&mut self, height: u64, all: bool, out: &mut Vec<Output>) {
+        let Some(params) = self.params(height) else { return };
+        let Some(origin) = self.own_origin(&params) else { return };
+        let end = self.first_round(height + 1);
+        let left = !self.probing || self.round >= end;
+        let measuring = self.outstanding.iter().any(|(round, _)| round.0 < end);
+        let last_height = height + 1 == self.manifest.heights();
+        let first = self.first_round(height);
+        let (round, probing) = (self.round, self.probing);
+        let stalled = self.outstanding.is_empty();
+        let block = self.config.block;
+        let Some(state) = self.heights.get(&height) else { return };
+        if state.is_frozen() {
+            return;
+        }
+        let own = &state.own;
+        let unsigned = own.bytes.len() - own.signed_len;
+        let closed = left && !measuring;
+        let news = unsigned > 0 || (closed && last_height && !own.closed);
+        let round_left = !probing || round >= first + own.counts.len() as u64;
+        if !news || !(all || unsigned >= block || round_left || stalled || closed) {
+            return;
+        }
+        let context = self.context(height, params.limits);
+        let (counts, bytes) = (own.counts.clone(), own.bytes.clone());
+        let segment = Segment::sign(&context, &self.keys, counts, bytes, closed);
+        out.push(Output::Record(Entry::Own { height, segment: segment.clone() }));
+        let state = self.heights.get_mut(&height).expect("looked up above");
+        state.own.signed_len = segment.bytes.len();
+        state.own.closed = closed;
+        state.ledger.set_own(origin, segment);
+        state.grown = true;
+    }
+
+    /// Takes a member's ack. `false` when it is not signed by the member.
+    pub(super) fn take_ack(&mut self, height: u64, origin: Origin, ack: Ack) -> bool {
+        let (run, scheme) = (self.run, self.scheme);
+        let roster_len = self.roster.len_at(Height(height));
+        let Some(id) = self.roster.id(origin).filter(|_| origin.index() < roster_len) else {
+            return false;
+        };
+        let Some(state) = self.heights.get_mut(&height) else { return true };
+        let held = state.acks.get(&origin);
+        if state.certified.is_some() || held.is_some_and(|held| held.weight >= ack.weight) {
+            return true;
+        }
+        if !ack.is_signed_by(&run, Height(height), scheme, id) {
+            return false;
+        }
+        state.acks.insert(origin, ack);
+        true
+    }
+
+    /// Takes a control record of an open height.
+    pub(super) fn take_control(&mut self, height: u64, control: Control) -> bool {
+        let (run, scheme) = (self.run, self.scheme);
+        let ControlKey::Join(id) = control.key();
+        if self.roster.origin(&id).is_some() {
+            return true;
+        }
+        let Some(state) = self.heights.get_mut(&height) else { return true };
+        let room = state.controls.len() < CONTROLS_MAX;
+        if state.certified.is_some() || state.controls.contains_key(&control.key()) || !room {
+            return true;
+        }
+        if !control.is_valid_join(&run, Height(height), scheme) {
+            return false;
+        }
+        state.controls.insert(control.key(), control);
+        state.grown = true;
+        true
+    }
+
+    /// Asks to become a member, in the next height that most have not acknowledged yet.
+    pub(super) fn wish_to_join(&mut self) {
+        let height = self.certified + 1;
+        let member = self.roster.origin(&self.me).is_some();
+        if member || !self.is_started() || self.join_asked.is_some_and(|asked| asked >= height) {
+            return;
+        }
+        if let Some(state) = self.heights.get_mut(&height) {
+            let control = Control::join(&self.run, Height(height), &self.keys);
+            state.controls.insert(control.key(), control);
+            state.grown = true;
+            self.join_asked = Some(height);
+        }
+    }
+
+    /// Certifies as many heights as have a quorum of acks for a set that is held here.
+    pub(super) fn certify(&mut self, now: Time, out: &mut Vec<Output>) {
+        while let Some(set) = self.certifiable() {
+            let height = self.certified;
+            self.complete(height, set, now, out);
+        }
+    }
+
+    fn certifiable(&self) -> Option<RecordSet> {
+        let height = self.certified;
+        let state = self.heights.get(&height)?;
+        let quorum = self.manifest.quorum(self.roster.len_at(Height(height)));
+        let mut counts: BTreeMap<SetDigest, usize> = BTreeMap::new();
+        for ack in state.acks.values() {
+            *counts.entry(ack.digest).or_default() += 1;
+        }
+        let certified: Vec<SetDigest> =
+            counts.into_iter().filter(|&(_, count)| count >= quorum).map(|(d, _)| d).collect();
+        if certified.is_empty() {
+            return None;
+        }
+        let current = || RecordSet::of(Height(height), &state.ledger, &state.controls, None);
+        let signed = state.signed.iter().cloned();
+        signed.chain(std::iter::once_with(current)).find(|set| certified.contains(&set.digest))
+    }
+
+    /// A height is certified: its coefficients are those of exactly this set.
+    fn complete(&mut self, height: u64, set: RecordSet, now: Time, out: &mut Vec<Output>) {
+        assert_eq!(height, self.certified, "heights are certified in order");
+        let end = self.first_round(height + 1);
+        let state = self.heights.get_mut(&height).expect("only open heights are certified");
+        let own = self.roster.origin(&self.me);
+        for at in 0..state.ledger.roster_len() {
+            let origin = Origin(at as u16);
+            let certified_len = usize::from(set.lens[at]);
+            let Some(segment) = state.ledger.segment(origin) else { continue };
+            if own == Some(origin) {
+                self.stats.dropped +=
+                    state.own.bytes.len().saturating_sub(certified_len) as u64;
+            }
+            if segment.bytes.len() > certified_len {
+                // A prefix has no signature of its own; the certificate vouches for it.
+                let prefix = Segment {
+                    counts: counts_of_prefix(&segment.counts, certified_len),
+                    bytes: segment.bytes[..certified_len].to_vec(),
+                    closed: true,
+                    signature: UNSIGNED,
+                };
+                state.ledger.set_certified(origin, (certified_len > 0).then_some(prefix));
+            }
+        }
+        state.controls.retain(|key, _| set.controls.contains(key));
+        state.acks.retain(|_, ack| ack.digest == set.digest);
+        state.certified = Some(set.clone());
+        for &origin in &set.equivocators {
+            self.excluded.entry(origin).or_insert(height);
+            self.dirty.extend(end..self.closed.max(end));
+        }
+        while self.closed < end {
+            self.close(self.closed, now);
+        }
+        self.dirty.extend(self.first_round(height)..end);
+        self.settle(out);
+        self.advance(height, &set, now, out);
+    }
+
+    /// Extends the digest chain and opens the next height.
+    fn advance(&mut self, height: u64, set: &RecordSet, now: Time, out: &mut Vec<Output>) {
+        let mut coefficients = Vec::new();
+        for (_, update) in
+            self.applied.range(self.first_round(height)..self.first_round(height + 1))
+        {
+            coefficients.extend(update.digest_bytes());
+        }
+        let digest = self.chains[&height].next(&set.digest, &coefficients);
+        self.chains.insert(height + 1, digest);
+        let summary = self.summarize(height);
+        self.summaries.insert(height, summary);
+        for key in &set.controls {
+            let ControlKey::Join(id) = key;
+            if self.roster.admit(*id, Height(height + 2)) && *id == self.me {
+                out.push(Output::Event(Event::Joined { height: Height(height + 2) }));
+            }
+        }
+        out.push(Output::Record(Entry::Certified(self.export(height))));
+        self.certified = height + 1;
+        self.impatient = 0;
+        out.push(Output::Event(Event::Certified {
+            height: Height(height),
+            records: set.records(),
+            digest,
+        }));
+        self.forget();
+        self.open_heights();
+        self.wish_to_join();
+        if self.is_finished() && self.finished_at.is_none() {
+            self.finished_at = Some(now);
+            out.push(Output::Event(Event::Finished { digest }));
+        }
+    }
+
+    /// Drops what can no longer change.
+    fn forget(&mut self) {
+        let oldest = self.certified.saturating_sub(DEEP);
+        self.heights = self.heights.split_off(&oldest);
+        self.chains = self.chains.split_off(&oldest);
+        self.summaries = self.summaries.split_off(&oldest.saturating_sub(2));
+        let round = self.first_round(oldest);
+        self.deals = self.deals.split_off(&round);
+        self.applied = self.applied.split_off(&round);
+        let reach = u64::from(self.manifest.window);
+        self.values = self.values.split_off(&round.saturating_sub(reach));
+    }
+
+    /// A certified height as others need it.
+    fn export(&self, height: u64) -> CertifiedHeight {
+        let state = &self.heights[&height];
+        let set = state.certified.as_ref().expect("only certified heights are exported");
+        let segments = (0..state.ledger.roster_len() as u16).filter_map(|origin| {
+            let segment = state.ledger.segment(Origin(origin))?;
+            (!segment.bytes.is_empty()).then(|| CertifiedSegment {
+                origin,
+                counts: segment.counts.clone(),
+                bytes: segment.bytes.clone(),
+            })
+        });
+        CertifiedHeight {
+            height,
+            segments: segments.collect(),
+            equivocators: set.equivocators.iter().map(|origin| origin.0).collect(),
+            controls: state.controls.values().cloned().collect(),
+            weight: set.weight(),
+            acks: state.acks.iter().map(|(origin, ack)| (origin.0, ack.signature)).collect(),
+        }
+    }
+
+    /// A neighbor's answer to a request.
+    pub(super) fn on_response(
+        &mut self,
+        from: NodeId,
+        response: Option<Response>,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        if let Some(link) = self.links.get_mut(&from) {
+            link.answered();
+        }
+        match response {
+            Some(Response::Founders(votes)) => self.adopt_founders(votes, out),
+            Some(Response::History(heights)) => {
+                for certified in heights {
+                    if let Err(offence) = self.adopt(certified, now, out) {
+                        self.offend(from, offence, out);
+                        break;
+                    }
+                }
+                self.wish_to_join();
+            }
+            Some(Response::Manifest(_) | Response::Nothing) | None => {}
+        }
+    }
+
+    /// Adopts a certified height from history: the next one, or a larger set of a recent one.
+    fn adopt(
+        &mut self,
+        certified: CertifiedHeight,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Offence> {
+        let height = certified.height;
+        if !self.is_started() || height > self.certified || !self.heights.contains_key(&height) {
+            return Ok(());
+        }
+        let held = self.heights[&height].certified.as_ref();
+        if held.is_some_and(|set| set.weight() >= certified.weight) {
+            return Ok(());
+        }
+        let replaces = held.is_some();
+        let Some(params) = self.params(height) else { return Ok(()) };
+        let quorum = self.manifest.quorum(params.roster_len);
+        let (ledger, controls, set) = certified
+            .check(&self.run, self.scheme, &self.roster, quorum, params.limits)
+            .map_err(|error| Offence::FalseHistory(error.to_string()))?;
+        if controls.values().any(|c| !c.is_valid_join(&self.run, Height(height), self.scheme)) {
+            return Err(Offence::FalseHistory(format!("height {height} has a forged control")));
+        }
+        let acks = certified.acks.iter().map(|&(origin, signature)| {
+            (Origin(origin), Ack { weight: set.weight(), digest: set.digest, signature })
+        });
+        let state = self.heights.get_mut(&height).expect("looked up above");
+        keep_signatures(&mut state.ledger, ledger);
+        state.controls = controls;
+        state.acks = acks.collect();
+        if replaces {
+            self.replace(height, set, now, out);
+        } else {
+            self.complete(height, set, now, out);
+        }
+        Ok(())
+    }
+
+    /// A larger certificate replaces a height's set: everything after it is derived again.
+    fn replace(&mut self, height: u64, set: RecordSet, now: Time, out: &mut Vec<Output>) {
+        let end = self.certified;
+        out.push(Output::Event(Event::Replaced { height: Height(height) }));
+        self.dirty.extend(self.first_round(height)..self.closed);
+        for &origin in &set.equivocators {
+            self.excluded.entry(origin).or_insert(height);
+        }
+        self.heights.get_mut(&height).expect("the height is recent").certified = Some(set);
+        for later in height..end {
+            let set = self.heights[&later].certified.clone().expect("certified before");
+            self.certified = later;
+            let rounds = self.first_round(later)..self.first_round(later + 1);
+            self.dirty.extend(rounds);
+            self.settle(out);
+            self.advance(later, &set, now, out);
+        }
+    }
+
+    /// Asks a neighbor that is ahead, or whose chain differs, for certified history.
+    pub(super) fn ask_history(&mut self, peer: NodeId, now: Time, out: &mut Vec<Output>) {
+        let mine = self.certified;
+        let tag = |height: u64| self.chains.get(&height).map(|chain| chain.tag());
+        let (Some(link), true) = (self.links.get(&peer), self.is_started()) else { return };
+        let theirs = link.certified();
+        let from = if theirs > mine && link.is_ahead_for_long(mine) {
+            mine
+        } else if theirs <= mine && tag(theirs).is_some_and(|tag| tag != link.tag()) && theirs > 0 {
+            // The same heights with another chain: somebody holds a larger certificate.
+            theirs.saturating_sub(DEEP)
+        } else {
+            return;
+        };
+        let link = self.links.get_mut(&peer).expect("looked up above");
+        if link.ask(now) {
+            if theirs > mine + 1 {
+                let event = Event::CatchingUp { certified: mine, target: theirs, from: peer };
+                out.push(Output::Event(event));
+            }
+            out.push(Output::Request { to: peer, request: Request::History { from } });
+        }
+    }
+
+    /// Puts back what the log on disk says, in order, before the first event.
+    ///
+    /// Changes of coefficients come out as [`Output::Apply`], everything else is as it was.
+    pub fn restore(&mut self, entry: Entry, out: &mut Vec<Output>) {
+        let mut effects = Vec::new();
+        match entry {
+            Entry::Vote(vote) => {
+                if let Some(start) = &mut self.start {
+                    start.restore(vote);
+                }
+            }
+            Entry::Founded(votes) => self.adopt_founders(votes, &mut effects),
+            Entry::Certified(certified) => {
+                // The signatures were checked when the height was written, and are again.
+                let _ = self.adopt(certified, Time::ZERO, &mut effects);
+            }
+            Entry::Own { height, segment } => self.restore_own(height, segment),
+            Entry::Acked { height, set } => {
+                if let Some(state) = self.heights.get_mut(&height) {
+                    state.signed_before = Some(set);
+                }
+            }
+        }
+        out.extend(effects.into_iter().filter(|output| matches!(output, Output::Apply(_))));
+    }
+
+    fn restore_own(&mut self, height: u64, segment: Segment) {
+        let Some(params) = self.params(height) else { return };
+        let Some(origin) = self.own_origin(&params) else { return };
+        let Some(state) = self.heights.get_mut(&height) else { return };
+        if state.certified.is_some() || !segment.fits(params.limits) {
+            return;
+        }
+        state.own = Own {
+            counts: segment.counts.clone(),
+            bytes: segment.bytes.clone(),
+            signed_len: segment.bytes.len(),
+            closed: segment.closed,
+        };
+        let rounds = segment.counts.len() as u64;
+        state.ledger.set_own(origin, segment);
+        // Go on after the last round that has records: its walk may have been cut short.
+        let next = self.first_round(height) + rounds;
+        if next > self.round {
+            self.round = next;
+            self.position = 0;
+        }
+    }
+}
+
+/// Stands where a certificate vouches instead of an origin's signature.
+pub(super) const UNSIGNED: Signature = Signature([0; 64]);
+
+/// Replaces a ledger by a certified one, keeping the origins' signatures where records are the
+/// same, so that neighbors that are behind can still be served by exchange.
+fn keep_signatures(held: &mut Ledger, certified: Ledger) {
+    let mut kept = certified;
+    for at in 0..kept.roster_len() {
+        let origin = Origin(at as u16);
+        let same = match (held.segment(origin), kept.segment(origin)) {
+            (Some(held), Some(new)) => held.counts == new.counts && held.bytes == new.bytes,
+            _ => false,
+        };
+        if same {
+            kept.set_certified(origin, held.segment(origin).cloned());
+        }
+    }
+    *held = kept;
+}

@@ -1,0 +1,717 @@
+//! An exchange with a neighbor.
+//!
+//! When an edge's clock fires, the initiator says what it holds, the other answers with what the
+//! initiator lacks and with what it holds itself, and the initiator sends what the other lacks:
+//! one and a half round trips, after which both hold the same. Lists of what is held are
+//! differences to the last one on the link; a gap in the frames' sequence makes the next one full.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, Output, Protocol};
+use super::Stats;
+use crate::clock::PoissonClock;
+use crate::height::{Ack, ControlKey};
+use crate::id::{Height, NodeId, Origin};
+use crate::ledger::{InsertError, Inserted, SegmentDelta, segment_hash};
+use crate::message::{AckGroup, Exchange, Frame, Have, Request, Stage, StartVote, Sums};
+use crate::protocol::agree::UNSIGNED;
+use crate::time::Time;
+
+/// Bytes of segments in one frame; the rest waits for the next exchange.
+const SEGMENT_BUDGET: usize = 1 << 18;
+
+/// How long an exchange or a request may stay unanswered.
+const ANSWER_WAIT: Time = Time::from_millis(10_000);
+
+/// Exchanges a second while a run gathers founders or ends, when latency matters more than bytes.
+const EDGE_RATE_WAITING: f64 = 20.0;
+
+/// The state of the link to a neighbor.
+pub(super) struct Link {
+    clock: PoissonClock,
+    due: Time,
+    greeted: bool,
+    /// Bytes of each segment that the neighbor holds: by height, by origin.
+    known: BTreeMap<u64, Vec<u16>>,
+    /// Bytes of each segment that the neighbor knows to be held here.
+    told: BTreeMap<u64, Vec<u16>>,
+    /// Weight of each member's ack that the neighbor has.
+    acks: BTreeMap<(u64, Origin), u64>,
+    controls: BTreeSet<(u64, ControlKey)>,
+    evidence: BTreeSet<(u64, Origin)>,
+    /// Segments of the last height that the neighbor knows to be closed.
+    closed: BTreeSet<Origin>,
+    /// Segments wanted whole by the neighbor, and from it. Both bounded by heights × roster.
+    wanted_there: BTreeSet<(u64, u16)>,
+    wanted_here: BTreeSet<(u64, u16)>,
+    sequence: u8,
+    received: Option<u8>,
+    lost_track: bool,
+    send_full: bool,
+    opened: Option<Time>,
+    asked: Option<Time>,
+    certified: u64,
+    tag: [u8; 4],
+    /// Exchanges since this node's certified height changed in which the neighbor was ahead.
+    ahead: (u64, u32),
+    /// Consecutive exchanges without news in either direction.
+    quiet: u32,
+    /// Exchanges in which a height was acknowledged differently with equal lengths.
+    disagreed: u32,
+}
+
+impl Link {
+    pub(super) fn new(clock: PoissonClock, now: Time) -> Link {
+        Link {
+            clock,
+            due: now,
+            greeted: false,
+            known: BTreeMap::new(),
+            told: BTreeMap::new(),
+            acks: BTreeMap::new(),
+            controls: BTreeSet::new(),
+            evidence: BTreeSet::new(),
+            closed: BTreeSet::new(),
+            wanted_there: BTreeSet::new(),
+            wanted_here: BTreeSet::new(),
+            sequence: 0,
+            received: None,
+            lost_track: false,
+            send_full: true,
+            opened: None,
+            asked: None,
+            certified: 0,
+            tag: [0; 4],
+            ahead: (0, 0),
+            quiet: 0,
+            disagreed: 0,
+        }
+    }
+
+    pub(super) fn due(&self) -> Time {
+        self.due
+    }
+
+    pub(super) fn certified(&self) -> u64 {
+        self.certified
+    }
+
+    pub(super) fn tag(&self) -> [u8; 4] {
+        self.tag
+    }
+
+    pub(super) fn lose_track(&mut self) {
+        self.lost_track = true;
+        self.resend();
+    }
+
+    /// Says everything again: what was on its way may be lost.
+    fn resend(&mut self) {
+        self.send_full = true;
+        self.acks.clear();
+        self.controls.clear();
+        self.evidence.clear();
+        self.closed.clear();
+    }
+
+    /// Whether the neighbor has been ahead of `mine` certified heights for some exchanges, so that
+    /// acks alone will not do.
+    pub(super) fn is_ahead_for_long(&self, mine: u64) -> bool {
+        self.certified > mine + 1 || (self.ahead.0 == mine && self.ahead.1 >= 3)
+    }
+
+    /// Marks a request as asked; `false` while another is unanswered.
+    pub(super) fn ask(&mut self, now: Time) -> bool {
+        let free = self.asked.is_none_or(|asked| now.since(asked) > ANSWER_WAIT);
+        if free {
+            self.asked = Some(now);
+        }
+        free
+    }
+
+    pub(super) fn answered(&mut self) {
+        self.asked = None;
+        self.ahead.1 = 0;
+    }
+
+    /// Puts a frame on its way.
+    pub(super) fn send(
+        &mut self,
+        to: NodeId,
+        bytes: Vec<u8>,
+        stats: &mut Stats,
+        out: &mut Vec<Output>,
+    ) {
+        stats.bytes_sent += bytes.len() as u64;
+        out.push(Output::Send { to, bytes });
+    }
+
+    /// Forgets what is known about heights below `oldest`.
+    fn forget(&mut self, oldest: u64) {
+        self.known = self.known.split_off(&oldest);
+        self.told = self.told.split_off(&oldest);
+        self.acks = self.acks.split_off(&(oldest, Origin(0)));
+        let least = ControlKey::Join(NodeId([0; 32]));
+        self.controls = self.controls.split_off(&(oldest, least));
+        self.evidence = self.evidence.split_off(&(oldest, Origin(0)));
+        self.wanted_there = self.wanted_there.split_off(&(oldest, 0));
+        self.wanted_here = self.wanted_here.split_off(&(oldest, 0));
+    }
+}
+
+fn len_at(lens: &BTreeMap<u64, Vec<u16>>, height: u64, origin: u16) -> u16 {
+    let lens = lens.get(&height).and_then(|lens| lens.get(usize::from(origin)));
+    lens.copied().unwrap_or(0)
+}
+
+/// Sets an entry; indices are below the roster's length by the caller's check.
+fn set_len(lens: &mut BTreeMap<u64, Vec<u16>>, height: u64, origin: u16, len: u16) {
+    let lens = lens.entry(height).or_default();
+    let at = usize::from(origin);
+    if lens.len() <= at {
+        lens.resize(at + 1, 0);
+    }
+    lens[at] = len;
+}
+
+impl Protocol {
+    /// Begins an exchange on every edge whose clock has fired.
+    pub(super) fn fire_edges(&mut self, now: Time, out: &mut Vec<Output>) {
+        let due: Vec<NodeId> =
+            self.links.iter().filter(|(_, link)| link.due <= now).map(|(peer, _)| *peer).collect();
+        for peer in due {
+            let rate = self.edge_rate(peer) / 2.0;
+            let link = self.links.get_mut(&peer).expect("just listed");
+            link.due = now + link.clock.wait(rate).max(Time(1));
+            if !link.greeted {
+                continue;
+            }
+            if let Some(start) = &self.start {
+                let votes = start.votes();
+                self.send_votes(peer, votes, out);
+                continue;
+            }
+            if let Some(opened) = link.opened {
+                if now.since(opened) < ANSWER_WAIT {
+                    continue;
+                }
+                link.lose_track();
+            }
+            link.opened = Some(now);
+            self.stats.exchanges += 1;
+            self.send_exchange(peer, Stage::Open, out);
+        }
+    }
+
+    /// Exchanges a second on the edge to a neighbor, both ends together.
+    fn edge_rate(&self, peer: NodeId) -> f64 {
+        let share = self.config.edge_shares.get(&peer).copied().unwrap_or(1.0);
+        let waiting = !self.is_started() || self.round >= self.manifest.rounds_total();
+        let rate = match self.config.edge_rate {
+            EdgeRate::PerSecond(rate) => return rate * share,
+            EdgeRate::PerRound(exchanges) => {
+                let round_s =
+                    self.probe_s.unwrap_or(1e-3) * f64::from(self.manifest.probes_per_round);
+                (exchanges / round_s).clamp(EDGE_RATE_MIN, EDGE_RATE_MAX)
+            }
+        };
+        let rate = if waiting { rate.max(EDGE_RATE_WAITING) } else { rate };
+        // Nothing new on either side for a while: nobody is waiting for this edge.
+        let quiet = self.links.get(&peer).map_or(0, |link| link.quiet / 64).min(7);
+        (rate * share / f64::from(1_u32 << quiet)).max(EDGE_RATE_MIN)
+    }
+
+    fn send_votes(&mut self, to: NodeId, votes: Vec<StartVote>, out: &mut Vec<Output>) {
+        if let Some(link) = self.links.get_mut(&to) {
+            link.send(to, Frame::Start(votes).encode(), &mut self.stats, out);
+        }
+    }
+
+    /// Heights a neighbor may still need something of.
+    fn window(&self, neighbor_certified: u64) -> std::ops::Range<u64> {
+        let oldest = self.certified.saturating_sub(DEEP);
+        neighbor_certified.max(oldest)..self.certified + OPEN
+    }
+
+    /// Builds and sends a frame of an exchange. A closing frame without content is not sent.
+    fn send_exchange(&mut self, peer: NodeId, stage: Stage, out: &mut Vec<Output>) {
+        for height in self.certified..self.certified + OPEN {
+            self.seal(height, false, out);
+        }
+        self.refresh_acks(out);
+        let Some(mut link) = self.links.remove(&peer) else { return };
+        link.forget(self.certified.saturating_sub(DEEP));
+        let mut exchange = Exchange {
+            sequence: link.sequence,
+            stage,
+            full: link.send_full && stage != Stage::Close,
+            ask_full: link.lost_track,
+            certified: self.certified,
+            tag: self.digest().tag(),
+            have: Vec::new(),
+            segments: Vec::new(),
+            acks: Vec::new(),
+            controls: Vec::new(),
+            evidence: Vec::new(),
+            wanted: std::mem::take(&mut link.wanted_here).into_iter().collect(),
+            sums: Vec::new(),
+        };
+        if exchange.full {
+            link.told.clear();
+            link.send_full = false;
+        }
+        for height in self.window(link.certified) {
+            if stage != Stage::Open {
+                self.add_segments(height, &mut link, &mut exchange.segments);
+            }
+            if stage != Stage::Close {
+                exchange.have.extend(self.changed_lens(height, &mut link, exchange.full));
+            }
+            self.add_acks(height, &mut link, &mut exchange.acks);
+            self.add_controls(height, &mut link, &mut exchange);
+        }
+        exchange.sums = self.sums(&mut link, stage);
+        let empty = exchange.segments.is_empty()
+            && exchange.acks.is_empty()
+            && exchange.controls.is_empty()
+            && exchange.evidence.is_empty()
+            && exchange.wanted.is_empty()
+            && exchange.sums.is_empty();
+        link.quiet = if empty && exchange.have.is_empty() { link.quiet + 1 } else { 0 };
+        if stage != Stage::Close || !empty {
+            link.sequence = link.sequence.wrapping_add(1);
+            link.lost_track = false;
+            link.send(peer, Frame::Exchange(exchange).encode(), &mut self.stats, out);
+        }
+        self.links.insert(peer, link);
+    }
+
+    /// Lengths held that the neighbor does not know of.
+    fn changed_lens(&self, height: u64, link: &mut Link, full: bool) -> Option<Have> {
+        let state = self.heights.get(&height)?;
+        let mut lens = Vec::new();
+        for origin in 0..state.ledger.roster_len() as u16 {
+            let len = state.ledger.len_of(Origin(origin)) as u16;
+            if len > len_at(&link.told, height, origin) || (full && len > 0) {
+                lens.push((origin, len));
+                set_len(&mut link.told, height, origin, len);
+            }
+        }
+        (!lens.is_empty()).then_some(Have { height, lens })
+    }
+
+    /// Segments that the neighbor lacks.
+    fn add_segments(&self, height: u64, link: &mut Link, segments: &mut Vec<SegmentDelta>) {
+        let Some(state) = self.heights.get(&height) else { return };
+        let mut used: usize = segments.iter().map(|delta| delta.bytes.len() + 80).sum();
+        for at in 0..state.ledger.roster_len() as u16 {
+            let origin = Origin(at);
+            let Some(segment) = state.ledger.segment(origin) else { continue };
+            let known = len_at(&link.known, height, at);
+            let whole = link.wanted_there.contains(&(height, at));
+            let last = height + 1 == self.manifest.heights();
+            // The last height's closing statement may come without new records.
+            let closing = last && segment.closed && !link.closed.contains(&origin);
+            let news = segment.bytes.len() > usize::from(known) || closing;
+            if segment.signature == UNSIGNED || !(news || whole) || used > SEGMENT_BUDGET {
+                continue;
+            }
+            let offset = if whole { 0 } else { usize::from(known) };
+            let delta = segment.delta(height, origin, offset);
+            used += delta.bytes.len() + 80;
+            link.wanted_there.remove(&(height, at));
+            if last && segment.closed {
+                link.closed.insert(origin);
+            }
+            let len = segment.bytes.len() as u16;
+            set_len(&mut link.known, height, at, len);
+            set_len(&mut link.told, height, at, len);
+            segments.push(delta);
+        }
+    }
+
+    /// Acks that the neighbor lacks, grouped by the set they sign.
+    fn add_acks(&self, height: u64, link: &mut Link, groups: &mut Vec<AckGroup>) {
+        let Some(state) = self.heights.get(&height) else { return };
+        for (&origin, ack) in &state.acks {
+            let known = link.acks.entry((height, origin)).or_insert(0);
+            // Weight 0 is the set of an absent height; it is told as well.
+            if *known > ack.weight {
+                continue;
+            }
+            *known = ack.weight + 1;
+            let same =
+                |group: &AckGroup| group.height == height && group.digest == ack.digest;
+            let entry = (origin.0, ack.signature);
+            match groups.iter_mut().find(|group| same(group)) {
+                Some(group) => group.acks.push(entry),
+                None => groups.push(AckGroup {
+                    height,
+                    weight: ack.weight,
+                    digest: ack.digest,
+                    acks: vec![entry],
+                }),
+            }
+        }
+    }
+
+    fn add_controls(&self, height: u64, link: &mut Link, exchange: &mut Exchange) {
+        let Some(state) = self.heights.get(&height) else { return };
+        for (key, control) in &state.controls {
+            if link.controls.insert((height, *key)) {
+                exchange.controls.push((height, control.clone()));
+            }
+        }
+        if state.certified.is_some() {
+            return;
+        }
+        for (&origin, evidence) in state.ledger.evidence() {
+            if link.evidence.insert((height, origin)) {
+                exchange.evidence.push(evidence.clone());
+            }
+        }
+    }
+
+    /// Hashes of the segments of the oldest open height, when the neighbor has acknowledged another
+    /// set of it although both hold the same lengths: somebody was told something else.
+    fn sums(&self, link: &mut Link, stage: Stage) -> Vec<Sums> {
+        let height = self.certified;
+        let Some(state) = self.heights.get(&height) else { return Vec::new() };
+        let digests: BTreeSet<_> = state.acks.values().map(|ack| ack.digest).collect();
+        if stage != Stage::Open || digests.len() < 2 || state.signed.is_empty() {
+            link.disagreed = 0;
+            return Vec::new();
+        }
+        let mut sums = Vec::new();
+        for at in 0..state.ledger.roster_len() as u16 {
+            let Some(segment) = state.ledger.segment(Origin(at)) else { continue };
+            let len = segment.bytes.len() as u16;
+            if len != len_at(&link.known, height, at) {
+                link.disagreed = 0;
+                return Vec::new();
+            }
+            let hash = segment_hash(&segment.counts, &segment.bytes);
+            sums.push((at, len, hash[..8].try_into().expect("eight bytes")));
+        }
+        link.disagreed += 1;
+        // The first exchanges after an ack differ because acks are on their way.
+        if link.disagreed % 4 == 3 { vec![Sums { height, sums }] } else { Vec::new() }
+    }
+
+    /// A neighbor's frame.
+    pub(super) fn on_frame(
+        &mut self,
+        from: NodeId,
+        bytes: &[u8],
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        self.stats.bytes_received += bytes.len() as u64;
+        if !self.links.contains_key(&from) {
+            return;
+        }
+        match Frame::decode(bytes) {
+            Err(error) => self.offend(from, Offence::Undecodable(error.to_string()), out),
+            Ok(Frame::Hello(manifest)) => self.on_hello(from, &manifest, now, out),
+            Ok(_) if !self.links[&from].greeted => self.offend(from, Offence::OutOfOrder, out),
+            Ok(Frame::Start(votes)) => self.on_votes(from, votes, now, out),
+            Ok(Frame::Exchange(exchange)) => self.on_exchange(from, exchange, now, out),
+        }
+    }
+
+    fn on_hello(
+        &mut self,
+        from: NodeId,
+        manifest: &crate::manifest::Manifest,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        if let Some(difference) = self.manifest.difference(manifest) {
+            self.links.remove(&from);
+            out.push(Output::Refused { peer: from, difference });
+            return;
+        }
+        let link = self.links.get_mut(&from).expect("checked by the caller");
+        if link.greeted {
+            return self.offend(from, Offence::OutOfOrder, out);
+        }
+        link.greeted = true;
+        if let Some(start) = &mut self.start {
+            start.hear(from, now);
+        }
+    }
+
+    fn on_votes(
+        &mut self,
+        from: NodeId,
+        votes: Vec<StartVote>,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        match &mut self.start {
+            Some(start) => {
+                start.hear(from, now);
+                for vote in votes {
+                    if !start.take(vote, self.scheme, now) {
+                        let offence = Offence::InvalidStatement("start vote".into());
+                        return self.offend(from, offence, out);
+                    }
+                }
+            }
+            // Still gathering there: the votes that founded the run end it.
+            None if !self.founding.is_empty() => {
+                let founding = self.founding.clone();
+                let known = votes.iter().all(|vote| founding.contains(vote));
+                if !(known && votes.len() == founding.len()) {
+                    self.send_votes(from, founding, out);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn on_exchange(
+        &mut self,
+        from: NodeId,
+        exchange: Exchange,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        if !self.is_started() {
+            // The neighbor has started: ask who founded the run.
+            let link = self.links.get_mut(&from).expect("checked by the caller");
+            if link.ask(now) {
+                out.push(Output::Request { to: from, request: Request::Founders });
+            }
+            return;
+        }
+        let stage = exchange.stage;
+        self.note(from, &exchange);
+        if let Err(offence) = self.take_statements(from, exchange, out) {
+            self.offend(from, offence, out);
+        }
+        self.close_rounds(now, out);
+        self.acknowledge(now, out);
+        self.certify(now, out);
+        match stage {
+            Stage::Open => self.send_exchange(from, Stage::Answer, out),
+            Stage::Answer => {
+                if let Some(link) = self.links.get_mut(&from) {
+                    link.opened = None;
+                }
+                self.send_exchange(from, Stage::Close, out);
+                self.ask_history(from, now, out);
+            }
+            Stage::Close => {}
+        }
+    }
+
+    /// Notes what the neighbor holds and knows.
+    fn note(&mut self, from: NodeId, exchange: &Exchange) {
+        let mine = self.certified;
+        let heights: BTreeMap<u64, usize> =
+            self.heights.iter().map(|(&h, state)| (h, state.ledger.roster_len())).collect();
+        let link = self.links.get_mut(&from).expect("checked by the caller");
+        let expected = link.received.map(|last| last.wrapping_add(1));
+        if expected.is_some_and(|expected| expected != exchange.sequence) {
+            link.lose_track();
+        }
+        link.received = Some(exchange.sequence);
+        if exchange.ask_full {
+            link.resend();
+        }
+        if exchange.full {
+            link.known.clear();
+        }
+        if exchange.stage != Stage::Close || exchange.certified >= link.certified {
+            link.certified = exchange.certified;
+            link.tag = exchange.tag;
+        }
+        if link.certified > mine {
+            let count = if link.ahead.0 == mine { link.ahead.1 + 1 } else { 1 };
+            link.ahead = (mine, count);
+        }
+        for have in &exchange.have {
+            let Some(&roster_len) = heights.get(&have.height) else { continue };
+            for &(origin, len) in &have.lens {
+                if usize::from(origin) < roster_len
+                    && len >= len_at(&link.known, have.height, origin)
+                {
+                    set_len(&mut link.known, have.height, origin, len);
+                }
+            }
+        }
+        for &(height, origin) in &exchange.wanted {
+            if heights.get(&height).is_some_and(|&len| usize::from(origin) < len) {
+                link.wanted_there.insert((height, origin));
+            }
+        }
+        for sums in &exchange.sums {
+            let Some(state) = self.heights.get(&sums.height) else { continue };
+            for &(origin, len, hash) in &sums.sums {
+                let Some(segment) = state.ledger.segment(Origin(origin)) else { continue };
+                let ours = segment_hash(&segment.counts, &segment.bytes);
+                if segment.bytes.len() == usize::from(len) && ours[..8] != hash {
+                    link.wanted_there.insert((sums.height, origin));
+                }
+            }
+        }
+    }
+
+    /// Takes everything that is signed.
+    fn take_statements(
+        &mut self,
+        from: NodeId,
+        exchange: Exchange,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Offence> {
+        let invalid = |what: String| Offence::InvalidStatement(what);
+        for delta in exchange.segments {
+            self.take_segment(from, delta, out).map_err(|error| invalid(error.to_string()))?;
+        }
+        for evidence in exchange.evidence {
+            self.take_evidence(from, evidence, out)
+                .map_err(|error| invalid(error.to_string()))?;
+        }
+        for (height, control) in exchange.controls {
+            let key = control.key();
+            if !self.take_control(height, control) {
+                return Err(invalid("control record".into()));
+            }
+            if self.heights.contains_key(&height) {
+                self.link_mut(from).controls.insert((height, key));
+            }
+        }
+        for group in exchange.acks {
+            if !(self.certified..self.certified + OPEN).contains(&group.height) {
+                continue;
+            }
+            for (origin, signature) in group.acks {
+                let ack = Ack { weight: group.weight, digest: group.digest, signature };
+                if !self.take_ack(group.height, Origin(origin), ack) {
+                    return Err(invalid(format!("ack of member {origin}")));
+                }
+                let known = self.link_mut(from).acks.entry((group.height, Origin(origin)));
+                let known = known.or_insert(0);
+                *known = (*known).max(group.weight + 1);
+            }
+        }
+        Ok(())
+    }
+
+    fn link_mut(&mut self, peer: NodeId) -> &mut Link {
+        self.links.get_mut(&peer).expect("frames are taken from links only")
+    }
+
+    fn take_segment(
+        &mut self,
+        from: NodeId,
+        delta: SegmentDelta,
+        out: &mut Vec<Output>,
+    ) -> Result<(), InsertError> {
+        let (height, origin) = (delta.height, Origin(delta.origin));
+        // Outside the open window: ignored, not punished. The neighbor may be ahead or behind.
+        if !(self.certified..self.certified + OPEN).contains(&height) {
+            return Ok(());
+        }
+        let Some(params) = self.params(height) else { return Ok(()) };
+        let Some(&id) = self.roster.id(origin).filter(|_| origin.index() < params.roster_len)
+        else {
+            return Err(InsertError::UnknownOrigin(delta.origin));
+        };
+        if id == self.me {
+            return Ok(());
+        }
+        let (run, scheme) = (self.run, self.scheme);
+        let Some(state) = self.heights.get_mut(&height) else { return Ok(()) };
+        let context = crate::ledger::Context {
+            run: &run,
+            height: Height(height),
+            scheme,
+            limits: params.limits,
+        };
+        let before = state.ledger.len_of(origin);
+        let inserted = state.ledger.insert(&context, &id, delta)?;
+        let after = state.ledger.len_of(origin);
+        match inserted {
+            Inserted::Extended(_) => {
+                state.grown = true;
+                let segment = state.ledger.segment(origin).expect("just extended");
+                let news = &segment.bytes[before..];
+                self.stats.accepted +=
+                    news.iter().filter(|&&byte| byte != crate::lb8::ABSTAIN).count() as u64;
+                let mut start = 0;
+                let mut changed = Vec::new();
+                for (within, &count) in segment.counts.iter().enumerate() {
+                    let end = start + usize::from(count);
+                    if end > before && count > 0 {
+                        changed.push(within as u64);
+                    }
+                    start = end;
+                }
+                let first = self.first_round(height);
+                let closed = self.closed;
+                self.dirty.extend(
+                    changed.into_iter().map(|within| first + within).filter(|&r| r < closed),
+                );
+            }
+            Inserted::Duplicate(records) => self.stats.duplicates += records as u64,
+            Inserted::NeedsWhole => {
+                self.link_mut(from).wanted_here.insert((height, origin.0));
+                return Ok(());
+            }
+            Inserted::Equivocation => self.on_equivocation(height, origin, out),
+        }
+        let link = self.link_mut(from);
+        let len = after as u16;
+        if len > len_at(&link.known, height, origin.0) {
+            set_len(&mut link.known, height, origin.0, len);
+        }
+        if len > len_at(&link.told, height, origin.0) {
+            set_len(&mut link.told, height, origin.0, len);
+        }
+        Ok(())
+    }
+
+    fn take_evidence(
+        &mut self,
+        from: NodeId,
+        evidence: crate::ledger::Evidence,
+        out: &mut Vec<Output>,
+    ) -> Result<(), InsertError> {
+        let (height, origin) = (evidence.height, Origin(evidence.origin));
+        if !(self.certified..self.certified + OPEN).contains(&height) {
+            return Ok(());
+        }
+        let Some(params) = self.params(height) else { return Ok(()) };
+        let Some(&id) = self.roster.id(origin).filter(|_| origin.index() < params.roster_len)
+        else {
+            return Err(InsertError::UnknownOrigin(evidence.origin));
+        };
+        let (run, scheme) = (self.run, self.scheme);
+        let Some(state) = self.heights.get_mut(&height) else { return Ok(()) };
+        let context = crate::ledger::Context {
+            run: &run,
+            height: Height(height),
+            scheme,
+            limits: params.limits,
+        };
+        let new = state.ledger.insert_evidence(&context, &id, evidence)?;
+        self.link_mut(from).evidence.insert((height, origin));
+        if new {
+            self.on_equivocation(height, origin, out);
+        }
+        Ok(())
+    }
+
+    fn on_equivocation(&mut self, height: u64, origin: Origin, out: &mut Vec<Output>) {
+        if let Some(state) = self.heights.get_mut(&height) {
+            state.grown = true;
+        }
+        let rounds = self.first_round(height)..self.first_round(height + 1).min(self.closed);
+        self.dirty.extend(rounds);
+        let id = *self.roster.id(origin).expect("checked by the caller");
+        let height = Height(height);
+        out.push(Output::Event(Event::Equivocation { origin: id, height }));
+    }
+}

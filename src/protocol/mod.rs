@@ -1,0 +1,526 @@
+//! The protocol: one value that is told what happens and says what to do.
+//!
+//! [`Protocol::handle`] takes an [`Input`] and the time and appends [`Output`]s; nothing else moves
+//! it. It has no sockets, files, clocks or threads, and the daemon and the simulator drive the same
+//! value. Evaluating a loss is input and output: the protocol asks for a probe and is told two
+//! losses.
+//!
+//! The parts, in the order in which data flows: `work` measures and closes rounds, `link` exchanges
+//! with a neighbor, `agree` acknowledges and certifies heights.
+
+mod agree;
+mod config;
+mod input;
+mod link;
+mod output;
+mod work;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
+pub use input::Input;
+pub use output::{Change, Entry, Event, Offence, Output};
+
+use crate::clock::PoissonClock;
+use crate::height::{Ack, ChainDigest, Control, ControlKey, RecordSet};
+use crate::id::{Height, NodeId, Origin, Round, RunId, Slot};
+use crate::keys::{Keys, Scheme};
+use crate::ledger::{Context, Ledger, SegmentLimits};
+use crate::manifest::{Founders, Manifest, ManifestError};
+use crate::message::{Frame, StartVote};
+use crate::roster::Roster;
+use crate::round::{Deal, RoundValues, directions, walk_len_max};
+use crate::start::{Start, founders_of};
+use crate::time::Time;
+use crate::update::RoundUpdate;
+
+use link::Link;
+
+/// Certified heights that are kept in memory: a larger certificate may still replace them, and
+/// neighbors that are behind may still get their records by exchange. Older ones are history.
+const DEEP: u64 = 4;
+
+/// Heights beyond the last certified one in which records are taken: the settings of height `h` are
+/// known once `h − 2` is certified.
+const OPEN: u64 = 2;
+
+/// Closed rounds beyond a height after which it is acknowledged although not all members have
+/// been seen to go on.
+const ACK_LAG: u64 = 2;
+
+/// Neighbors whose frames are taken.
+pub const LINKS_MAX: usize = 256;
+
+/// What happened so far, for people and metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Probes measured.
+    pub probes: u64,
+    /// Records of others accepted for the first time, abstentions left out.
+    pub accepted: u64,
+    /// Records received again.
+    pub duplicates: u64,
+    /// Bytes of all frames sent.
+    pub bytes_sent: u64,
+    /// Bytes of all frames received.
+    pub bytes_received: u64,
+    /// Exchanges begun.
+    pub exchanges: u64,
+    /// Time without any probe to measure, while the run was on.
+    pub idle: Time,
+    /// Time since the run started, until it was finished here.
+    pub running: Time,
+    /// Rounds closed for lack of patience.
+    pub impatient: u64,
+    /// Frames and statements that broke the protocol.
+    pub offences: u64,
+    /// Acks signed.
+    pub acks: u64,
+    /// Records that came too late to be certified.
+    pub dropped: u64,
+}
+
+/// One's own records of a height, signed or not.
+#[derive(Clone, Debug, Default)]
+struct Own {
+    counts: Vec<u16>,
+    bytes: Vec<u8>,
+    signed_len: usize,
+    closed: bool,
+}
+
+/// Everything about one height.
+#[derive(Clone, Debug)]
+struct HeightState {
+    ledger: Ledger,
+    controls: BTreeMap<ControlKey, Control>,
+    /// The heaviest ack of each member.
+    acks: BTreeMap<Origin, Ack>,
+    /// Sets that this node acknowledged, growing. Bounded.
+    signed: Vec<RecordSet>,
+    /// The last set that was acknowledged before a restart: only larger ones may follow.
+    signed_before: Option<RecordSet>,
+    own: Own,
+    certified: Option<RecordSet>,
+    /// Something was added since the last ack.
+    grown: bool,
+    /// When all its rounds had been closed here.
+    closed_at: Option<Time>,
+}
+
+impl HeightState {
+    /// Whether this node may add no more records of its own.
+    fn is_frozen(&self) -> bool {
+        self.certified.is_some() || !self.signed.is_empty() || self.signed_before.is_some()
+    }
+}
+
+/// What is the same for all nodes at one height.
+#[derive(Clone, Debug)]
+struct HeightParams {
+    roster_len: usize,
+    faulty: usize,
+    exponent: i32,
+    active: Vec<Origin>,
+    limits: SegmentLimits,
+}
+
+/// What later heights need to know of a certified one.
+#[derive(Clone, Debug)]
+struct Summary {
+    active: Vec<Origin>,
+    exponent_next: i32,
+}
+
+/// A node of a run.
+pub struct Protocol {
+    manifest: Manifest,
+    run: RunId,
+    keys: Keys,
+    scheme: Scheme,
+    me: NodeId,
+    config: Config,
+    start: Option<Start>,
+    founding: Vec<StartVote>,
+    roster: Roster,
+    links: BTreeMap<NodeId, Link>,
+    clock_streams: u64,
+
+    heights: BTreeMap<u64, HeightState>,
+    summaries: BTreeMap<u64, Summary>,
+    /// Chain digest before each of the last heights.
+    chains: BTreeMap<u64, ChainDigest>,
+    certified: u64,
+    /// Origins whose records count for nothing, from a height on.
+    excluded: BTreeMap<Origin, u64>,
+
+    /// The first round that is not closed.
+    closed: u64,
+    closed_since: Time,
+    /// Rounds closed for lack of patience since the last certificate.
+    impatient: u32,
+    deals: BTreeMap<u64, Deal>,
+    values: BTreeMap<u64, RoundValues>,
+    applied: BTreeMap<u64, RoundUpdate>,
+    dirty: BTreeSet<u64>,
+
+    /// The round in which the next probe is made, and its position in the walk.
+    round: u64,
+    position: u32,
+    outstanding: VecDeque<(Round, Slot)>,
+    last_loss_at: Time,
+    /// Mean time of a probe, in seconds.
+    probe_s: Option<f64>,
+    gradient_clock: PoissonClock,
+    gradient_due: Option<Time>,
+    gradient_tokens: u32,
+    probing: bool,
+    stalled: Option<String>,
+    finished_at: Option<Time>,
+    started_at: Option<Time>,
+    idle_since: Option<Time>,
+    join_asked: Option<u64>,
+    stats: Stats,
+}
+
+impl Protocol {
+    /// A node that knows the manifest and nothing else.
+    ///
+    /// # Errors
+    /// The manifest is out of its ranges.
+    pub fn new(
+        manifest: Manifest,
+        keys: Keys,
+        config: Config,
+    ) -> Result<Protocol, ManifestError> {
+        manifest.check()?;
+        let run = manifest.run_id();
+        let (start, roster) = match &manifest.founders {
+            Founders::Members(members) => (None, Roster::new(members)),
+            Founders::Minimum(minimum) => {
+                (Some(Start::new(run, usize::from(*minimum))), Roster::new(&[]))
+            }
+        };
+        let gradient_clock = PoissonClock::new(&config.clock_seed, 0);
+        let mut protocol = Protocol {
+            run,
+            scheme: keys.scheme(),
+            me: keys.id(),
+            keys,
+            config,
+            start,
+            founding: Vec::new(),
+            roster,
+            links: BTreeMap::new(),
+            clock_streams: 1,
+            heights: BTreeMap::new(),
+            summaries: BTreeMap::new(),
+            chains: BTreeMap::from([(0, ChainDigest::start(&run))]),
+            certified: 0,
+            excluded: BTreeMap::new(),
+            closed: 0,
+            closed_since: Time::ZERO,
+            impatient: 0,
+            deals: BTreeMap::new(),
+            values: BTreeMap::new(),
+            applied: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            round: 0,
+            position: 0,
+            outstanding: VecDeque::new(),
+            last_loss_at: Time::ZERO,
+            probe_s: None,
+            gradient_clock,
+            gradient_due: None,
+            gradient_tokens: 0,
+            probing: true,
+            stalled: None,
+            finished_at: None,
+            started_at: None,
+            idle_since: None,
+            join_asked: None,
+            stats: Stats::default(),
+            manifest,
+        };
+        if protocol.start.is_none() {
+            protocol.open_heights();
+        }
+        Ok(protocol)
+    }
+
+    /// Takes an event and appends what is to be done, in order.
+    pub fn handle(&mut self, input: Input, now: Time, out: &mut Vec<Output>) {
+        match input {
+            Input::Wake => {}
+            Input::Connected(peer) => self.on_connected(peer, now, out),
+            Input::Disconnected(peer) => {
+                self.links.remove(&peer);
+            }
+            Input::Frame { from, bytes } => self.on_frame(from, &bytes, now, out),
+            Input::NotSent(peer) => {
+                if let Some(link) = self.links.get_mut(&peer) {
+                    link.lose_track();
+                }
+            }
+            Input::Losses { round, slot, plus, minus } => {
+                self.on_losses(round, slot, plus, minus, now);
+            }
+            Input::Response { from, response } => self.on_response(from, response, now, out),
+            Input::StopProbing => self.probing = false,
+        }
+        self.step(now, out);
+    }
+
+    /// Does everything that has become possible or due.
+    fn step(&mut self, now: Time, out: &mut Vec<Output>) {
+        self.found(now, out);
+        if self.is_started() {
+            if self.started_at.is_none() {
+                self.started_at = Some(now);
+                self.closed_since = now;
+                out.push(Output::Event(Event::Started { members: self.roster.len() }));
+            }
+            self.close_rounds(now, out);
+            self.acknowledge(now, out);
+            self.certify(now, out);
+            self.probe(now, out);
+        }
+        self.fire_edges(now, out);
+        self.account(now);
+    }
+
+    /// When [`Input::Wake`] is due at the latest.
+    pub fn deadline(&self) -> Option<Time> {
+        let edges = self.links.values().map(Link::due);
+        let patience = self.patience_due().into_iter().chain(self.ack_due());
+        edges.chain(self.gradient_due).chain(patience).min()
+    }
+
+    /// Gathers founders until the run has started.
+    fn found(&mut self, now: Time, out: &mut Vec<Output>) {
+        let Some(start) = &mut self.start else { return };
+        if let Some(vote) = start.vote(&self.keys, now) {
+            out.push(Output::Record(Entry::Vote(vote)));
+        }
+        if let Some(votes) = start.complete() {
+            self.adopt_founders(votes, out);
+        }
+    }
+
+    fn adopt_founders(&mut self, votes: Vec<StartVote>, out: &mut Vec<Output>) {
+        let Founders::Minimum(minimum) = self.manifest.founders else { return };
+        let founders = founders_of(&self.run, self.scheme, usize::from(minimum), &votes);
+        if let (Some(founders), true) = (founders, self.start.is_some()) {
+            self.roster = Roster::new(&founders);
+            self.founding = votes.clone();
+            self.start = None;
+            out.push(Output::Record(Entry::Founded(votes)));
+            self.open_heights();
+        }
+    }
+
+    fn on_connected(&mut self, peer: NodeId, now: Time, out: &mut Vec<Output>) {
+        if self.links.len() >= LINKS_MAX || peer == self.me {
+            return;
+        }
+        let clock = PoissonClock::new(&self.config.clock_seed, self.clock_streams);
+        self.clock_streams += 1;
+        let mut link = Link::new(clock, now);
+        let hello = Frame::Hello(Box::new(self.manifest.clone())).encode();
+        link.send(peer, hello, &mut self.stats, out);
+        self.links.insert(peer, link);
+    }
+
+    /// Makes the states of the heights in which records are taken.
+    fn open_heights(&mut self) {
+        for height in self.certified..self.certified + OPEN {
+            let Some(params) = self.params(height) else { break };
+            self.heights.entry(height).or_insert_with(|| HeightState {
+                ledger: Ledger::new(params.roster_len),
+                controls: BTreeMap::new(),
+                acks: BTreeMap::new(),
+                signed: Vec::new(),
+                signed_before: None,
+                own: Own::default(),
+                certified: None,
+                grown: false,
+                closed_at: None,
+            });
+        }
+    }
+
+    /// The settings of a height, once height − 2 is certified.
+    fn params(&self, height: u64) -> Option<HeightParams> {
+        if height >= self.manifest.heights() || !self.is_started() {
+            return None;
+        }
+        let roster_len = self.roster.len_at(Height(height));
+        let all = (0..roster_len as u16).map(Origin);
+        let (active, exponent) = if height < 2 {
+            (all.collect(), self.manifest.scale_exponent)
+        } else {
+            let summary = self.summaries.get(&(height - 2))?;
+            let new = |origin: &Origin| {
+                self.roster.from(*origin).is_some_and(|from| from.0 + 1 >= height && from.0 > 0)
+            };
+            let counts = |origin: &Origin| !self.is_excluded(*origin, height - 1);
+            let active: Vec<Origin> = all
+                .clone()
+                .filter(|origin| summary.active.contains(origin) || new(origin))
+                .filter(counts)
+                .collect();
+            let active = if active.is_empty() { all.collect() } else { active };
+            (active, summary.exponent_next)
+        };
+        let slots = directions(&self.manifest, active.len());
+        let limits = SegmentLimits {
+            rounds: self.manifest.rounds_per_height as usize,
+            bytes_per_round: walk_len_max(&self.manifest, slots) as usize,
+        };
+        let faulty = self.manifest.faulty_of(roster_len);
+        Some(HeightParams { roster_len, faulty, exponent, active, limits })
+    }
+
+    fn is_excluded(&self, origin: Origin, height: u64) -> bool {
+        self.excluded.get(&origin).is_some_and(|&from| from <= height)
+    }
+
+    fn height_of(&self, round: u64) -> u64 {
+        round / u64::from(self.manifest.rounds_per_height)
+    }
+
+    fn first_round(&self, height: u64) -> u64 {
+        height * u64::from(self.manifest.rounds_per_height)
+    }
+
+    fn context(&self, height: u64, limits: SegmentLimits) -> Context<'_> {
+        Context { run: &self.run, height: Height(height), scheme: self.scheme, limits }
+    }
+
+    fn offend(&mut self, peer: NodeId, offence: Offence, out: &mut Vec<Output>) {
+        self.stats.offences += 1;
+        out.push(Output::Misbehaved { peer, offence });
+    }
+
+    fn account(&mut self, now: Time) {
+        let Some(started) = self.started_at else { return };
+        let end = self.finished_at.unwrap_or(now);
+        self.stats.running = end.since(started);
+        let idle = self.outstanding.is_empty()
+            && self.probing
+            && self.round < self.manifest.rounds_total();
+        match (idle, self.idle_since) {
+            (true, None) => self.idle_since = Some(now),
+            (false, Some(since)) => {
+                self.stats.idle = self.stats.idle + now.since(since);
+                self.idle_since = None;
+            }
+            _ => {}
+        }
+    }
+
+    // What others may read.
+
+    /// The manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The run's identity.
+    pub fn run_id(&self) -> RunId {
+        self.run
+    }
+
+    /// This node.
+    pub fn id(&self) -> NodeId {
+        self.me
+    }
+
+    /// Whether the founders are known.
+    pub fn is_started(&self) -> bool {
+        self.start.is_none()
+    }
+
+    /// While the run gathers its founders: how many are present, and how many are needed.
+    pub fn gathering(&self, now: Time) -> Option<(usize, usize)> {
+        self.start.as_ref().map(|start| (start.present(now), start.minimum()))
+    }
+
+    /// The votes that founded the run; empty when the manifest names the founders.
+    pub fn founding(&self) -> &[StartVote] {
+        &self.founding
+    }
+
+    /// All members.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// The first round that is not closed.
+    pub fn round(&self) -> Round {
+        Round(self.closed)
+    }
+
+    /// Heights certified.
+    pub fn certified(&self) -> u64 {
+        self.certified
+    }
+
+    /// The digest chain after the last certified height.
+    pub fn digest(&self) -> ChainDigest {
+        self.chains[&self.certified]
+    }
+
+    /// Whether every round is certified.
+    pub fn is_finished(&self) -> bool {
+        self.certified == self.manifest.heights()
+    }
+
+    /// Whether this node may leave: everything is certified here, and at all neighbors or they
+    /// have been waited for long enough.
+    pub fn is_done(&self, now: Time) -> bool {
+        self.finished_at.is_some_and(|finished| {
+            let all = self.links.values().all(|link| link.certified() >= self.certified);
+            all || now.since(finished) > self.config.linger
+        })
+    }
+
+    /// What is waited for, when nothing can be measured.
+    pub fn stalled(&self) -> Option<&str> {
+        self.stalled.as_deref()
+    }
+
+    /// Numbers for people and metrics.
+    pub fn stats(&self) -> Stats {
+        self.stats
+    }
+
+    /// Weights of the origins in the last closed round, by roster position.
+    pub fn weights(&self) -> &[f64] {
+        self.applied.last_key_value().map_or(&[], |(_, update)| &update.weights)
+    }
+
+    /// Origins whose records count for nothing, with the height from which on.
+    pub fn excluded(&self) -> &BTreeMap<Origin, u64> {
+        &self.excluded
+    }
+
+    /// What the end of the run waits for, in words.
+    pub fn missing(&self) -> String {
+        if !self.is_started() {
+            return "the founders of the run".into();
+        }
+        if self.is_finished() {
+            return "neighbors that have not certified the end".into();
+        }
+        let height = self.certified;
+        let roster_len = self.roster.len_at(Height(height));
+        let quorum = self.manifest.quorum(roster_len);
+        let acks = self.heights.get(&height).map_or(0, |state| state.acks.len());
+        format!(
+            "a certificate of height {height} ({acks} of {roster_len} members acknowledged it, \
+             {quorum} with one digest are needed; rounds closed here: {})",
+            self.closed
+        )
+    }
+}

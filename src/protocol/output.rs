@@ -1,0 +1,169 @@
+//! What comes out of the protocol.
+
+use crate::height::{CertifiedHeight, ChainDigest, RecordSet};
+use crate::id::{Height, NodeId, Round, Slot};
+use crate::ledger::Segment;
+use crate::manifest::Difference;
+use crate::message::{Request, StartVote};
+
+/// An effect to be carried out, in order.
+#[derive(Clone, Debug)]
+pub enum Output {
+    /// Write to disk before anything after it takes effect.
+    Record(Entry),
+    /// Send a frame to a neighbor.
+    Send {
+        /// The neighbor.
+        to: NodeId,
+        /// The frame's bytes.
+        bytes: Vec<u8>,
+    },
+    /// Ask a neighbor.
+    Request {
+        /// The neighbor.
+        to: NodeId,
+        /// The question.
+        request: Request,
+    },
+    /// Measure the losses at both ends of a direction, on this node's minibatch for it, after all
+    /// changes before this output.
+    Probe {
+        /// The direction's round.
+        round: Round,
+        /// The direction's slot.
+        slot: Slot,
+    },
+    /// Change the coefficients of directions.
+    Apply(Vec<Change>),
+    /// A neighbor broke the protocol.
+    Misbehaved {
+        /// The neighbor.
+        peer: NodeId,
+        /// What it did.
+        offence: Offence,
+    },
+    /// A neighbor takes part in another run.
+    Refused {
+        /// The neighbor.
+        peer: NodeId,
+        /// The first field that differs.
+        difference: Difference,
+    },
+    /// Something that people may want to know.
+    Event(Event),
+}
+
+/// A line of the node's log on disk.
+#[derive(Clone, Debug, PartialEq, bincode::Encode, bincode::Decode)]
+pub enum Entry {
+    /// One's own vote for the founders.
+    Vote(StartVote),
+    /// The votes that founded the run.
+    Founded(Vec<StartVote>),
+    /// One's own segment of a height, before it is sent.
+    Own {
+        /// The height.
+        height: u64,
+        /// The signed prefix.
+        segment: Segment,
+    },
+    /// The record set that is about to be acknowledged.
+    Acked {
+        /// The height.
+        height: u64,
+        /// What the signature is about to cover.
+        set: RecordSet,
+    },
+    /// A certified height; a later entry of the same height replaces it and all after it.
+    Certified(CertifiedHeight),
+}
+
+/// The coefficient of a direction changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The direction's round.
+    pub round: Round,
+    /// The direction's slot.
+    pub slot: Slot,
+    /// In units of 2⁻⁴⁰.
+    pub from: i64,
+    /// In units of 2⁻⁴⁰.
+    pub to: i64,
+}
+
+/// What a neighbor did wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Offence {
+    /// Bytes that are no frame: the connection is lost at once.
+    Undecodable(String),
+    /// Statements that are not signed by those they name, or break a limit.
+    InvalidStatement(String),
+    /// A history that its certificates do not cover.
+    FalseHistory(String),
+    /// Exchange before hello, or hello twice.
+    OutOfOrder,
+}
+
+/// News for people, logs and metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The founders are known.
+    Started {
+        /// Members of the first roster.
+        members: usize,
+    },
+    /// This node became a member.
+    Joined {
+        /// The height its records count from.
+        height: Height,
+    },
+    /// A round was closed tentatively.
+    Closed {
+        /// The round.
+        round: Round,
+        /// It was closed for lack of patience, without enough records.
+        impatient: bool,
+    },
+    /// A height was certified.
+    Certified {
+        /// The height.
+        height: Height,
+        /// Records in it.
+        records: u64,
+        /// The digest chain after it.
+        digest: ChainDigest,
+    },
+    /// A larger certificate replaced what was certified before.
+    Replaced {
+        /// The first height that changed.
+        height: Height,
+    },
+    /// Nothing can be measured until something comes from others.
+    Stalled {
+        /// What is waited for.
+        reason: String,
+    },
+    /// Work goes on.
+    Resumed,
+    /// An origin contradicted itself.
+    Equivocation {
+        /// The origin's identity.
+        origin: NodeId,
+        /// The height.
+        height: Height,
+    },
+    /// Certified history is fetched.
+    CatchingUp {
+        /// Heights certified here.
+        certified: u64,
+        /// Heights certified at the neighbor.
+        target: u64,
+        /// The neighbor.
+        from: NodeId,
+    },
+    /// All rounds are certified.
+    Finished {
+        /// The digest chain after the last height.
+        digest: ChainDigest,
+    },
+}
