@@ -10,6 +10,9 @@ pub mod keys;
 pub mod time;
 
 pub mod direction;
+pub mod sample;
+pub mod spsa;
+
 pub mod lb8;
 pub mod params;
 
@@ -28,3 +31,16 @@ pub mod protocol;
 pub mod data;
 pub mod objective;
 pub mod vector;
+
+/// A file of the shared reference material, for tests; `None`, said aloud, where it is absent.
+#[cfg(test)]
+fn shared(path: &str) -> Option<Vec<u8>> {
+    let root = std::env::var_os("RUMORMILL_SHARED")
+        .map(std::path::PathBuf::from)
+        .unwrap_or_else(|| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"));
+    let bytes = std::fs::read(root.join(path)).ok();
+    if bytes.is_none() {
+        println!("skipped: {} is not here", root.join(path).display());
+    }
+    bytes
+}
