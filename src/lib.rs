@@ -25,8 +25,8 @@ pub mod selection;
 pub mod update;
 
 pub mod message;
-pub mod start;
 pub mod protocol;
+pub mod start;
 
 pub mod data;
 pub mod objective;

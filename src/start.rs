@@ -11,9 +11,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::id::{NodeId, RunId};
-use crate::keys::{Keys, Scheme, Signature};
+use crate::keys::{Keys, Scheme};
 use crate::manifest::ROSTER_LEN_MAX;
-use crate::message::StartVote;
+use crate::message::{Presence, StartVote};
 use crate::time::Time;
 
 /// How long a node that was heard of counts as present without being heard again.
@@ -24,8 +24,8 @@ const PRESENT: Time = Time::from_millis(20_000);
 pub struct Start {
     run: RunId,
     minimum: usize,
-    /// When each node was last heard of. At most [`ROSTER_LEN_MAX`].
-    seen: BTreeMap<NodeId, Time>,
+    /// Who is present, and since when its beat has not grown. At most [`ROSTER_LEN_MAX`].
+    seen: BTreeMap<NodeId, (Presence, Time)>,
     /// The latest vote of each voter. At most [`ROSTER_LEN_MAX`].
     votes: BTreeMap<NodeId, StartVote>,
 }
@@ -36,6 +36,12 @@ fn statement(run: &RunId, ballot: u32, founders: &[NodeId]) -> [u8; 32] {
     for id in founders {
         hasher.update(&id.0);
     }
+    *hasher.finalize().as_bytes()
+}
+
+fn presence_statement(run: &RunId, beat: u64) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 presence");
+    hasher.update(&run.0).update(&beat.to_le_bytes());
     *hasher.finalize().as_bytes()
 }
 
@@ -62,7 +68,7 @@ pub fn founders_of(
 
 fn is_signed(run: &RunId, scheme: Scheme, vote: &StartVote) -> bool {
     let digest = statement(run, vote.ballot, &vote.founders);
-    scheme.verify(&vote.voter, &digest, &Signature(vote.signature))
+    scheme.verify(&vote.voter, &digest, &vote.signature)
 }
 
 impl Start {
@@ -71,16 +77,36 @@ impl Start {
         Start { run, minimum, seen: BTreeMap::new(), votes: BTreeMap::new() }
     }
 
-    /// A node was heard of.
-    pub fn hear(&mut self, id: NodeId, now: Time) {
-        if self.seen.len() < ROSTER_LEN_MAX || self.seen.contains_key(&id) {
-            self.seen.insert(id, now);
+    /// This node is present; `beat` grows with time.
+    pub fn beat(&mut self, keys: &Keys, beat: u64, now: Time) {
+        let held = self.seen.get(&keys.id());
+        if held.is_none_or(|(presence, _)| presence.beat < beat) {
+            let signature = keys.sign(&presence_statement(&self.run, beat));
+            self.seen.insert(keys.id(), (Presence { id: keys.id(), beat, signature }, now));
         }
     }
 
+    /// A node was heard of; `false` when it did not sign its presence.
+    pub fn hear(&mut self, presence: Presence, scheme: Scheme, now: Time) -> bool {
+        let held = self.seen.get(&presence.id);
+        if held.is_some_and(|(held, _)| held.beat >= presence.beat) {
+            return true;
+        }
+        if held.is_none() && self.seen.len() >= ROSTER_LEN_MAX {
+            return true;
+        }
+        let digest = presence_statement(&self.run, presence.beat);
+        let signed = scheme.verify(&presence.id, &digest, &presence.signature);
+        if signed {
+            self.seen.insert(presence.id, (presence, now));
+        }
+        signed
+    }
+
     /// Nodes that are present.
-    pub fn present(&self, now: Time) -> usize {
-        self.seen.values().filter(|&&seen| now.since(seen) <= PRESENT).count()
+    pub fn present(&self, now: Time) -> Vec<Presence> {
+        let fresh = self.seen.values().filter(|(_, since)| now.since(*since) <= PRESENT);
+        fresh.map(|(presence, _)| presence.clone()).collect()
     }
 
     /// How many founders are needed.
@@ -89,7 +115,7 @@ impl Start {
     }
 
     /// Takes another node's vote; `false` when it is not signed by its voter or breaks a limit.
-    pub fn take(&mut self, vote: StartVote, scheme: Scheme, now: Time) -> bool {
+    pub fn take(&mut self, vote: StartVote, scheme: Scheme) -> bool {
         let fits = vote.founders.len() == self.minimum
             && vote.founders.contains(&vote.voter)
             && vote.founders.windows(2).all(|pair| pair[0] < pair[1]);
@@ -100,7 +126,6 @@ impl Start {
         if !fits || self.votes.len() >= ROSTER_LEN_MAX || !is_signed(&self.run, scheme, &vote) {
             return false;
         }
-        self.hear(vote.voter, now);
         self.votes.insert(vote.voter, vote);
         true
     }
@@ -125,7 +150,6 @@ impl Start {
     /// before it is sent.
     pub fn vote(&mut self, keys: &Keys, now: Time) -> Option<StartVote> {
         let me = keys.id();
-        self.hear(me, now);
         let mut ballot = self.votes.values().map(|vote| vote.ballot).max().unwrap_or(0);
         if let Some(mine) = self.votes.get(&me) {
             if mine.ballot == ballot && !self.is_dead(mine, now) {
@@ -133,12 +157,12 @@ impl Start {
             }
             ballot = ballot.max(mine.ballot + 1);
         }
-        let present = self.seen.iter().filter(|(_, seen)| now.since(**seen) <= PRESENT);
-        let founders: Vec<NodeId> = present.map(|(id, _)| *id).take(self.minimum).collect();
+        let present = self.present(now).into_iter();
+        let founders: Vec<NodeId> = present.map(|node| node.id).take(self.minimum).collect();
         if founders.len() < self.minimum || !founders.contains(&me) {
             return None;
         }
-        let signature = keys.sign(&statement(&self.run, ballot, &founders)).0;
+        let signature = keys.sign(&statement(&self.run, ballot, &founders));
         let vote = StartVote { ballot, founders, voter: me, signature };
         self.votes.insert(me, vote.clone());
         Some(vote)
@@ -151,7 +175,7 @@ impl Start {
                 other.ballot > vote.ballot
                     || (other.ballot == vote.ballot && other.founders != vote.founders)
             }
-            None => self.seen.get(id).is_none_or(|&seen| now.since(seen) > PRESENT),
+            None => self.seen.get(id).is_none_or(|(_, since)| now.since(*since) > PRESENT),
         })
     }
 
@@ -174,13 +198,16 @@ mod tests {
         for tick in 0..60_u64 {
             let now = Time::from_millis(100 * tick);
             for at in 0..keys.len() {
-                // Node `at` hears one more node each tick, and everybody's votes two ticks apart.
-                let heard = &keys[(at + tick as usize) % keys.len()];
-                starts[at].hear(heard.id(), now);
+                // Node `at` hears another node each tick, and what that one knows.
+                starts[at].beat(&keys[at], tick, now);
                 starts[at].vote(&keys[at], now);
-                let votes = starts[(at + 1 + tick as usize) % keys.len()].votes();
+                let other = &starts[(at + 1 + tick as usize) % keys.len()];
+                let (present, votes) = (other.present(now), other.votes());
+                for presence in present {
+                    assert!(starts[at].hear(presence, Scheme::Simulated, now));
+                }
                 for vote in votes {
-                    assert!(starts[at].take(vote, Scheme::Simulated, now));
+                    assert!(starts[at].take(vote, Scheme::Simulated));
                 }
             }
         }
@@ -203,12 +230,12 @@ mod tests {
         let keys: Vec<Keys> = (0..3).map(Keys::simulated).collect();
         let mut start = Start::new(RUN, 3);
         for key in &keys {
-            start.hear(key.id(), Time::ZERO);
+            start.beat(key, 1, Time::ZERO);
         }
         let vote = start.vote(&keys[0], Time::ZERO).unwrap();
         assert_eq!(founders_of(&RUN, Scheme::Simulated, 3, &[vote.clone()]), None);
         let mut forged = vote;
         forged.voter = keys[1].id();
-        assert!(!start.take(forged, Scheme::Simulated, Time::ZERO));
+        assert!(!start.take(forged, Scheme::Simulated));
     }
 }

@@ -163,7 +163,8 @@ mod tests {
     #[test]
     fn one_wild_value_moves_at_most_its_clip() {
         let manifest = Manifest { step_24: 1 << 24, ..Manifest::template() };
-        let update = round_update(&manifest, Round(0), &[&values(&[1.0, 1.0, 1.0, 1e6])], 1, 0, &[]);
+        let update =
+            round_update(&manifest, Round(0), &[&values(&[1.0, 1.0, 1.0, 1e6])], 1, 0, &[]);
         let wild = update.coefficients[3].value as f64 / (1_u64 << 40) as f64;
         assert_eq!(wild, -CLIP / 4.0);
     }

@@ -1,1 +1,3 @@
 //! Simulator, reproductions and benchmarks.
+
+pub mod network;

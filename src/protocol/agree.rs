@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
 use crate::height::{
-    Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
-    SetDigest,
+    Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet, SetDigest,
 };
 use crate::id::{Height, NodeId, Origin};
 use crate::keys::Signature;
@@ -92,8 +91,7 @@ impl Protocol {
         let state = self.heights.get(&self.certified)?;
         let waiting = state.certified.is_none() && state.signed.is_empty();
         let closed_at = state.closed_at.filter(|_| waiting)?;
-        let round_s =
-            self.probe_s.unwrap_or(0.0) * f64::from(self.manifest.probes_per_round);
+        let round_s = self.probe_s.unwrap_or(0.0) * f64::from(self.manifest.probes_per_round);
         let wait = self.config.patience.max(Time::from_secs_f64(2.0 * round_s));
         Some(closed_at + wait)
     }
@@ -225,8 +223,7 @@ impl Protocol {
             let certified_len = usize::from(set.lens[at]);
             let Some(segment) = state.ledger.segment(origin) else { continue };
             if own == Some(origin) {
-                self.stats.dropped +=
-                    state.own.bytes.len().saturating_sub(certified_len) as u64;
+                self.stats.dropped += state.own.bytes.len().saturating_sub(certified_len) as u64;
             }
             if segment.bytes.len() > certified_len {
                 // A prefix has no signature of its own; the certificate vouches for it.

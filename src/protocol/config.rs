@@ -36,6 +36,9 @@ pub const EDGE_RATE_MAX: f64 = 200.0;
 pub struct Config {
     /// Seed of this node's clocks.
     pub clock_seed: [u8; 32],
+    /// Seconds since 1970 at time zero; only tells a node's presence before the start from the
+    /// one before it was restarted.
+    pub unix_s: u64,
     /// When gradient events happen.
     pub gradient: GradientClock,
     /// How often edges exchange.
@@ -59,6 +62,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             clock_seed: [0; 32],
+            unix_s: 0,
             gradient: GradientClock::Auto,
             // Guess, to be measured: see ARCHITECTURE.md, settings of `local`.
             edge_rate: EdgeRate::PerRound(3.0),

@@ -7,13 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, Output, Protocol};
 use super::Stats;
+use super::{DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, Output, Protocol};
 use crate::clock::PoissonClock;
 use crate::height::{Ack, ControlKey};
 use crate::id::{Height, NodeId, Origin};
 use crate::ledger::{InsertError, Inserted, SegmentDelta, segment_hash};
-use crate::message::{AckGroup, Exchange, Frame, Have, Request, Stage, StartVote, Sums};
+use crate::message::{AckGroup, Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
 use crate::protocol::agree::UNSIGNED;
 use crate::time::Time;
 
@@ -184,11 +184,12 @@ impl Protocol {
             let link = self.links.get_mut(&peer).expect("just listed");
             link.due = now + link.clock.wait(rate).max(Time(1));
             if !link.greeted {
+                self.send_hello(peer, true, out);
                 continue;
             }
             if let Some(start) = &self.start {
-                let votes = start.votes();
-                self.send_votes(peer, votes, out);
+                let frame = Frame::Start { present: start.present(now), votes: start.votes() };
+                self.send_frame(peer, &frame, out);
                 continue;
             }
             if let Some(opened) = link.opened {
@@ -221,10 +222,16 @@ impl Protocol {
         (rate * share / f64::from(1_u32 << quiet)).max(EDGE_RATE_MIN)
     }
 
-    fn send_votes(&mut self, to: NodeId, votes: Vec<StartVote>, out: &mut Vec<Output>) {
+    fn send_frame(&mut self, to: NodeId, frame: &Frame, out: &mut Vec<Output>) {
         if let Some(link) = self.links.get_mut(&to) {
-            link.send(to, Frame::Start(votes).encode(), &mut self.stats, out);
+            link.send(to, frame.encode(), &mut self.stats, out);
         }
+    }
+
+    /// Says which run this node takes part in; `answer` asks for the same.
+    pub(super) fn send_hello(&mut self, to: NodeId, answer: bool, out: &mut Vec<Output>) {
+        let frame = Frame::Hello { manifest: Box::new(self.manifest.clone()), answer };
+        self.send_frame(to, &frame, out);
     }
 
     /// Heights a neighbor may still need something of.
@@ -340,8 +347,7 @@ impl Protocol {
                 continue;
             }
             *known = ack.weight + 1;
-            let same =
-                |group: &AckGroup| group.height == height && group.digest == ack.digest;
+            let same = |group: &AckGroup| group.height == height && group.digest == ack.digest;
             let entry = (origin.0, ack.signature);
             match groups.iter_mut().find(|group| same(group)) {
                 Some(group) => group.acks.push(entry),
@@ -412,9 +418,9 @@ impl Protocol {
         }
         match Frame::decode(bytes) {
             Err(error) => self.offend(from, Offence::Undecodable(error.to_string()), out),
-            Ok(Frame::Hello(manifest)) => self.on_hello(from, &manifest, now, out),
+            Ok(Frame::Hello { manifest, answer }) => self.on_hello(from, &manifest, answer, out),
             Ok(_) if !self.links[&from].greeted => self.offend(from, Offence::OutOfOrder, out),
-            Ok(Frame::Start(votes)) => self.on_votes(from, votes, now, out),
+            Ok(Frame::Start { present, votes }) => self.on_start(from, present, votes, now, out),
             Ok(Frame::Exchange(exchange)) => self.on_exchange(from, exchange, now, out),
         }
     }
@@ -423,7 +429,7 @@ impl Protocol {
         &mut self,
         from: NodeId,
         manifest: &crate::manifest::Manifest,
-        now: Time,
+        answer: bool,
         out: &mut Vec<Output>,
     ) {
         if let Some(difference) = self.manifest.difference(manifest) {
@@ -431,52 +437,44 @@ impl Protocol {
             out.push(Output::Refused { peer: from, difference });
             return;
         }
-        let link = self.links.get_mut(&from).expect("checked by the caller");
-        if link.greeted {
-            return self.offend(from, Offence::OutOfOrder, out);
-        }
-        link.greeted = true;
-        if let Some(start) = &mut self.start {
-            start.hear(from, now);
+        self.link_mut(from).greeted = true;
+        if answer {
+            self.send_hello(from, false, out);
         }
     }
 
-    fn on_votes(
+    fn on_start(
         &mut self,
         from: NodeId,
+        present: Vec<Presence>,
         votes: Vec<StartVote>,
         now: Time,
         out: &mut Vec<Output>,
     ) {
+        let scheme = self.scheme;
         match &mut self.start {
             Some(start) => {
-                start.hear(from, now);
-                for vote in votes {
-                    if !start.take(vote, self.scheme, now) {
-                        let offence = Offence::InvalidStatement("start vote".into());
-                        return self.offend(from, offence, out);
-                    }
+                let valid = present.into_iter().all(|node| start.hear(node, scheme, now))
+                    && votes.into_iter().all(|vote| start.take(vote, scheme));
+                if !valid {
+                    let offence = Offence::InvalidStatement("presence or start vote".into());
+                    self.offend(from, offence, out);
                 }
             }
             // Still gathering there: the votes that founded the run end it.
             None if !self.founding.is_empty() => {
                 let founding = self.founding.clone();
-                let known = votes.iter().all(|vote| founding.contains(vote));
-                if !(known && votes.len() == founding.len()) {
-                    self.send_votes(from, founding, out);
+                let known = founding.iter().all(|vote| votes.contains(vote));
+                if !known {
+                    let frame = Frame::Start { present: Vec::new(), votes: founding };
+                    self.send_frame(from, &frame, out);
                 }
             }
             None => {}
         }
     }
 
-    fn on_exchange(
-        &mut self,
-        from: NodeId,
-        exchange: Exchange,
-        now: Time,
-        out: &mut Vec<Output>,
-    ) {
+    fn on_exchange(&mut self, from: NodeId, exchange: Exchange, now: Time, out: &mut Vec<Output>) {
         if !self.is_started() {
             // The neighbor has started: ask who founded the run.
             let link = self.links.get_mut(&from).expect("checked by the caller");
@@ -570,8 +568,7 @@ impl Protocol {
             self.take_segment(from, delta, out).map_err(|error| invalid(error.to_string()))?;
         }
         for evidence in exchange.evidence {
-            self.take_evidence(from, evidence, out)
-                .map_err(|error| invalid(error.to_string()))?;
+            self.take_evidence(from, evidence, out).map_err(|error| invalid(error.to_string()))?;
         }
         for (height, control) in exchange.controls {
             let key = control.key();

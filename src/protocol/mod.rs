@@ -27,7 +27,7 @@ use crate::id::{Height, NodeId, Origin, Round, RunId, Slot};
 use crate::keys::{Keys, Scheme};
 use crate::ledger::{Context, Ledger, SegmentLimits};
 use crate::manifest::{Founders, Manifest, ManifestError};
-use crate::message::{Frame, StartVote};
+use crate::message::StartVote;
 use crate::roster::Roster;
 use crate::round::{Deal, RoundValues, directions, walk_len_max};
 use crate::start::{Start, founders_of};
@@ -188,11 +188,7 @@ impl Protocol {
     ///
     /// # Errors
     /// The manifest is out of its ranges.
-    pub fn new(
-        manifest: Manifest,
-        keys: Keys,
-        config: Config,
-    ) -> Result<Protocol, ManifestError> {
+    pub fn new(manifest: Manifest, keys: Keys, config: Config) -> Result<Protocol, ManifestError> {
         manifest.check()?;
         let run = manifest.run_id();
         let (start, roster) = match &manifest.founders {
@@ -299,6 +295,7 @@ impl Protocol {
     /// Gathers founders until the run has started.
     fn found(&mut self, now: Time, out: &mut Vec<Output>) {
         let Some(start) = &mut self.start else { return };
+        start.beat(&self.keys, self.config.unix_s + now.as_secs_f64() as u64, now);
         if let Some(vote) = start.vote(&self.keys, now) {
             out.push(Output::Record(Entry::Vote(vote)));
         }
@@ -325,10 +322,8 @@ impl Protocol {
         }
         let clock = PoissonClock::new(&self.config.clock_seed, self.clock_streams);
         self.clock_streams += 1;
-        let mut link = Link::new(clock, now);
-        let hello = Frame::Hello(Box::new(self.manifest.clone())).encode();
-        link.send(peer, hello, &mut self.stats, out);
-        self.links.insert(peer, link);
+        self.links.insert(peer, Link::new(clock, now));
+        self.send_hello(peer, false, out);
     }
 
     /// Makes the states of the heights in which records are taken.
@@ -443,7 +438,7 @@ impl Protocol {
 
     /// While the run gathers its founders: how many are present, and how many are needed.
     pub fn gathering(&self, now: Time) -> Option<(usize, usize)> {
-        self.start.as_ref().map(|start| (start.present(now), start.minimum()))
+        self.start.as_ref().map(|start| (start.present(now).len(), start.minimum()))
     }
 
     /// The votes that founded the run; empty when the manifest names the founders.

@@ -7,7 +7,8 @@
 //! coefficients; the difference is applied when the next round is closed.
 
 use super::{
-    Change, Event, GradientClock, HeightParams, HeightState, Output, Protocol, RoundUpdate, RoundValues, Time,
+    Change, Event, GradientClock, HeightParams, HeightState, Output, Protocol, RoundUpdate,
+    RoundValues, Time,
 };
 use crate::id::{Origin, Round, Slot};
 use crate::lb8;
@@ -114,14 +115,7 @@ impl Protocol {
     }
 
     /// A probe was measured: its byte joins the own records.
-    pub(super) fn on_losses(
-        &mut self,
-        round: Round,
-        slot: Slot,
-        plus: f32,
-        minus: f32,
-        now: Time,
-    ) {
+    pub(super) fn on_losses(&mut self, round: Round, slot: Slot, plus: f32, minus: f32, now: Time) {
         if self.outstanding.front() != Some(&(round, slot)) {
             return;
         }
