@@ -1,1 +1,573 @@
 //! Parameters: the exact integer state and its floating-point view.
+//!
+//! The state of a model is one `i32` per parameter, in units of its tensor's LSB, a power of two
+//! chosen once from the base model. A slot's coefficient is an integer in units of
+//! `2^COEFFICIENT_LOG2`, and applying it adds
+//!
+//! ```text
+//! state[p] += sign(direction, p) · shift(coefficient)      (wrapping)
+//! shift(c)  = c · 2^COEFFICIENT_LOG2 / LSB, rounded to the nearest integer, ties to even
+//! ```
+//!
+//! Wrapping addition is an abelian group: any order, split or repetition that adds up to the same
+//! coefficients gives the same bits, and replacing a coefficient is adding `shift(to) − shift(from)`.
+//! The `f32` weights are only a view, `LSB · state` with one rounding, so probing around a state never
+//! moves it. That no parameter wraps through the end of its range is the ledger's bound to keep; the
+//! ranges chosen here leave 128 times the base model's largest magnitude.
+
+use thiserror::Error;
+
+use crate::direction::{BLOCK_PARAMETERS, Direction, SignBlock};
+use crate::lb8::pow2_f64;
+
+mod kernel;
+
+/// Binary logarithm of a coefficient's unit.
+///
+/// Fine enough that the rounding to it vanishes beside that to any LSB (which are at least `2^-30`),
+/// and an `i64` still reaches ±8 million.
+pub const COEFFICIENT_LOG2: i32 = -40;
+
+/// Magnitudes of a base model below `2^-6` choose the LSB as `2^-6` does, so that a tensor that
+/// starts at zero can grow.
+const MAGNITUDE_LOG2_MIN: i32 = -6;
+
+/// The largest magnitude a base model may hold, `2^64`, so that all views are finite.
+const MAGNITUDE_MAX: f32 = (1u128 << 64) as f32;
+
+/// Binary logarithm of the largest magnitude over the LSB: `2^31 / 2^24` leaves 128 times.
+const RESOLUTION_LOG2: i32 = 24;
+
+/// The name and shape of a tensor, as a model declares it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// The name, unique within the model.
+    pub name: String,
+    /// The extents, outermost first; the product is the number of parameters.
+    pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// A tensor of that name and shape.
+    pub fn new(name: impl Into<String>, shape: &[usize]) -> TensorSpec {
+        TensorSpec { name: name.into(), shape: shape.to_vec() }
+    }
+
+    /// The number of parameters.
+    ///
+    /// # Panics
+    /// If it does not fit a `usize`.
+    #[expect(clippy::len_without_is_empty, reason = "a count of parameters, not a collection")]
+    pub fn len(&self) -> usize {
+        let product = self.shape.iter().try_fold(1usize, |len, &extent| len.checked_mul(extent));
+        product.expect("a tensor's size fits the address space")
+    }
+}
+
+/// A tensor within a layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// The name, unique within the model.
+    pub name: String,
+    /// The extents, outermost first.
+    pub shape: Vec<usize>,
+    /// Where its parameters begin in the flat arrays.
+    pub offset: usize,
+    /// The number of its parameters.
+    pub len: usize,
+    /// Binary logarithm of the unit of its state.
+    pub lsb_log2: i32,
+}
+
+/// The tensors of a model in the order of the flat arrays; a tensor's position is its stream of
+/// every direction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    tensors: Vec<Tensor>,
+    dim: usize,
+}
+
+impl Layout {
+    /// The tensors.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The number of parameters of all tensors together.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+}
+
+/// A coefficient that a direction had and the one it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Payout {
+    /// The direction.
+    pub direction: Direction,
+    /// The coefficient the state holds so far, in units of `2^COEFFICIENT_LOG2`.
+    pub from: i64,
+    /// The coefficient it shall hold.
+    pub to: i64,
+}
+
+/// The integer of a coefficient: `value / 2^COEFFICIENT_LOG2`, ties to even.
+///
+/// Values beyond the range of `i64` saturate; NaN is zero.
+pub fn coefficient(value: f64) -> i64 {
+    (value * pow2_f64(-COEFFICIENT_LOG2)).round_ties_even() as i64
+}
+
+/// The exact parameters of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    layout: Layout,
+    // As many as the layout has parameters, in its order.
+    values: Vec<i32>,
+}
+
+/// Why a state could not be made; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Error)]
+pub enum StateError {
+    /// The number of values is not that of the tensors.
+    #[error("{values} values for tensors of {parameters} parameters")]
+    Length {
+        /// The values given.
+        values: usize,
+        /// The parameters expected.
+        parameters: usize,
+    },
+    /// A base parameter that no state can hold.
+    #[error("parameter {index} of tensor {tensor:?} is {value}, which no state can hold")]
+    Value {
+        /// The tensor's name.
+        tensor: String,
+        /// The position within the tensor.
+        index: usize,
+        /// The parameter.
+        value: f32,
+    },
+}
+
+impl State {
+    /// The state nearest to a base model: `base / LSB`, ties to even.
+    ///
+    /// # Errors
+    /// If the lengths differ, or a parameter is not finite or above `2^64` in magnitude.
+    pub fn from_base(specs: Vec<TensorSpec>, base: &[f32]) -> Result<State, StateError> {
+        let dim = specs.iter().map(TensorSpec::len).sum();
+        if dim != base.len() {
+            return Err(StateError::Length { values: base.len(), parameters: dim });
+        }
+        let mut tensors = Vec::with_capacity(specs.len());
+        let mut values = Vec::with_capacity(dim);
+        for spec in specs {
+            let (offset, len) = (values.len(), spec.len());
+            let base = &base[offset..offset + len];
+            // The negated comparison also finds NaN.
+            if let Some(index) = base.iter().position(|value| !(value.abs() <= MAGNITUDE_MAX)) {
+                let value = base[index];
+                return Err(StateError::Value { tensor: spec.name, index, value });
+            }
+            let lsb_log2 = lsb_log2(base);
+            let inverse = pow2_f64(-lsb_log2);
+            values.extend(base.iter().map(|&v| (f64::from(v) * inverse).round_ties_even() as i32));
+            tensors.push(Tensor { name: spec.name, shape: spec.shape, offset, len, lsb_log2 });
+        }
+        Ok(State { layout: Layout { tensors, dim }, values })
+    }
+
+    /// A state from the values of another one of the same layout, such as a checkpoint's.
+    ///
+    /// # Errors
+    /// If the number of values is not that of the layout.
+    pub fn from_values(layout: Layout, values: Vec<i32>) -> Result<State, StateError> {
+        if values.len() != layout.dim {
+            return Err(StateError::Length { values: values.len(), parameters: layout.dim });
+        }
+        Ok(State { layout, values })
+    }
+
+    /// The tensors and their units.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The parameters in units of their tensors' LSBs.
+    pub fn values(&self) -> &[i32] {
+        &self.values
+    }
+
+    /// Replaces coefficients: adds, along each direction, what the new one adds beyond the old one.
+    ///
+    /// Any order of the same payouts, in one call or many, gives the same state.
+    pub fn apply(&mut self, payouts: &[Payout]) {
+        let mut changes = Vec::with_capacity(payouts.len());
+        for (index, tensor) in self.layout.tensors.iter().enumerate() {
+            changes.clear();
+            changes.extend(payouts.iter().filter_map(|payout| {
+                let from = shift(payout.from, tensor.lsb_log2);
+                let to = shift(payout.to, tensor.lsb_log2);
+                // The state counts modulo 2^32, and so may its changes.
+                let change = to.wrapping_sub(from) as i32;
+                (change != 0).then_some((payout.direction, change))
+            }));
+            let values = &mut self.values[tensor.offset..tensor.offset + tensor.len];
+            add_directions(values, index, &changes);
+        }
+    }
+
+    /// Writes the weights: `LSB · state`, rounded once to `f32`.
+    ///
+    /// # Panics
+    /// If `out` does not hold exactly [`Layout::dim`] values.
+    pub fn write_view(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.layout.dim, "a view has the model's size");
+        for tensor in &self.layout.tensors {
+            let range = tensor.offset..tensor.offset + tensor.len;
+            let lsb = pow2_f64(tensor.lsb_log2) as f32;
+            kernel::view(&self.values[range.clone()], lsb, &mut out[range]);
+        }
+    }
+
+    /// Writes the weights at both ends of a probe: `view ± ε · direction` with `ε = 2^epsilon_log2`.
+    ///
+    /// Each is the view of [`State::write_view`] plus or minus ε, rounded once more to `f32`.
+    ///
+    /// # Panics
+    /// If `plus` or `minus` does not hold exactly [`Layout::dim`] values, or ε is not a normal `f32`.
+    pub fn write_pair(
+        &self,
+        direction: &Direction,
+        epsilon_log2: i32,
+        plus: &mut [f32],
+        minus: &mut [f32],
+    ) {
+        assert_eq!(plus.len(), self.layout.dim, "a view has the model's size");
+        assert_eq!(minus.len(), self.layout.dim, "a view has the model's size");
+        assert!((-126..=127).contains(&epsilon_log2), "2^{epsilon_log2} is a normal f32");
+        let epsilon = pow2_f64(epsilon_log2) as f32;
+        let mut signs = [[0; 16]; kernel::SUPERBLOCK];
+        for (index, tensor) in self.layout.tensors.iter().enumerate() {
+            let range = tensor.offset..tensor.offset + tensor.len;
+            let lsb = pow2_f64(tensor.lsb_log2) as f32;
+            let values = self.values[range.clone()].chunks(SUPERBLOCK_PARAMETERS);
+            let plus = plus[range.clone()].chunks_mut(SUPERBLOCK_PARAMETERS);
+            let minus = minus[range].chunks_mut(SUPERBLOCK_PARAMETERS);
+            for (superblock, ((values, plus), minus)) in values.zip(plus).zip(minus).enumerate() {
+                let signs = &mut signs[..values.len().div_ceil(BLOCK_PARAMETERS)];
+                direction.sign_words(index, (superblock * kernel::SUPERBLOCK) as u64, signs);
+                kernel::pair(values, signs, lsb, epsilon, plus, minus);
+            }
+        }
+    }
+
+    /// The hash of layout and values: two states with one hash are the same model.
+    ///
+    /// BLAKE3 under the context `rumormill v1 state` over the number of tensors, each tensor's name
+    /// and shape (lengths as `u64`), `offset`, `len` (as `u64`) and LSB logarithm (`i32`), then the
+    /// values; all little-endian.
+    pub fn hash(&self) -> [u8; 32] {
+        /// Values turned to bytes at a time; the hash takes several kilobytes at once best.
+        const CHUNK: usize = 4096;
+        let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 state");
+        let count = |hasher: &mut blake3::Hasher, count: usize| {
+            hasher.update(&(count as u64).to_le_bytes());
+        };
+        count(&mut hasher, self.layout.tensors.len());
+        for tensor in &self.layout.tensors {
+            count(&mut hasher, tensor.name.len());
+            hasher.update(tensor.name.as_bytes());
+            count(&mut hasher, tensor.shape.len());
+            tensor.shape.iter().for_each(|&extent| count(&mut hasher, extent));
+            count(&mut hasher, tensor.offset);
+            count(&mut hasher, tensor.len);
+            hasher.update(&tensor.lsb_log2.to_le_bytes());
+        }
+        let mut bytes = [0; 4 * CHUNK];
+        for values in self.values.chunks(CHUNK) {
+            let bytes = &mut bytes[..4 * values.len()];
+            for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                *bytes = value.to_le_bytes();
+            }
+            hasher.update(bytes);
+        }
+        hasher.finalize().into()
+    }
+}
+
+/// Parameters whose signs are generated at a time.
+const SUPERBLOCK_PARAMETERS: usize = BLOCK_PARAMETERS * kernel::SUPERBLOCK;
+
+/// Directions added in one visit to a superblock: their sign words fill a quarter of the
+/// first-level cache, and the visit's one load and store of the state is shared by all.
+const DIRECTIONS: usize = 8;
+
+/// Adds `change · direction` for every change to the state of one tensor.
+///
+/// Superblock by superblock, so that the state stays in the first-level cache while all
+/// directions pass over it.
+fn add_directions(values: &mut [i32], tensor: usize, changes: &[(Direction, i32)]) {
+    let mut signs: [[SignBlock; kernel::SUPERBLOCK]; DIRECTIONS] = Default::default();
+    for (superblock, values) in values.chunks_mut(SUPERBLOCK_PARAMETERS).enumerate() {
+        let blocks = values.len().div_ceil(BLOCK_PARAMETERS);
+        for changes in changes.chunks(DIRECTIONS) {
+            let mut amounts = [0; DIRECTIONS];
+            for ((direction, change), (signs, amount)) in
+                changes.iter().zip(signs.iter_mut().zip(&mut amounts))
+            {
+                let first = (superblock * kernel::SUPERBLOCK) as u64;
+                direction.sign_words(tensor, first, &mut signs[..blocks]);
+                *amount = *change;
+            }
+            match changes.len() {
+                1 => kernel::add_one(values, &signs[..1], &amounts),
+                2 => kernel::add_two(values, &signs[..2], &amounts),
+                3 | 4 => kernel::add_four(values, &signs[..4], &amounts),
+                // What the missing directions left in the buffer is added zero times.
+                _ => kernel::add_eight(values, &signs, &amounts),
+            }
+        }
+    }
+}
+
+/// `coefficient · 2^COEFFICIENT_LOG2` in units of `2^lsb_log2`, ties to even.
+fn shift(coefficient: i64, lsb_log2: i32) -> i64 {
+    let bits = lsb_log2 - COEFFICIENT_LOG2;
+    match bits {
+        ..=0 => coefficient.wrapping_shl(bits.unsigned_abs()),
+        1..=62 => {
+            let floor = coefficient >> bits;
+            let rest = coefficient & ((1 << bits) - 1);
+            let half = 1 << (bits - 1);
+            let up = rest > half || rest == half && floor & 1 == 1;
+            floor + i64::from(up)
+        }
+        63 => {
+            // Only beyond ±2^62 is anything above one half.
+            let limit = 1 << 62;
+            i64::from(coefficient > limit) - i64::from(coefficient < -limit)
+        }
+        // At most one half in magnitude, and a tie goes to zero.
+        _ => 0,
+    }
+}
+
+/// The binary logarithm of a tensor's LSB: that of its largest magnitude, rounded up, less
+/// [`RESOLUTION_LOG2`].
+fn lsb_log2(base: &[f32]) -> i32 {
+    let magnitude = base.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    // Below the minimum, subnormal numbers included, the logarithm does not matter.
+    let bits = magnitude.to_bits();
+    let floor = (bits >> 23) as i32 - 127;
+    let ceil = floor + i32::from(bits & ((1 << 23) - 1) != 0);
+    ceil.max(MAGNITUDE_LOG2_MIN) - RESOLUTION_LOG2
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::id::{Round, RunId, Slot};
+
+    /// Three tensors: across several superblocks, a few parameters of another magnitude, one alone.
+    fn some_state() -> State {
+        let specs = vec![
+            TensorSpec::new("a", &[173, 100]),
+            TensorSpec::new("b", &[7]),
+            TensorSpec::new("c", &[]),
+        ];
+        let mut rng = crate::sample::KeyedRng::from_seed("rumormill v1 test", 0, 0);
+        let mut base: Vec<f32> = (0..17_300).map(|_| rng.symmetric(0.1)).collect();
+        base.extend([100.0, -3.5, 0.0, 1.0, 2.0, 3.0, 4.0, 0.001]);
+        State::from_base(specs, &base).unwrap()
+    }
+
+    fn direction(slot: u32) -> Direction {
+        Direction::new(&RunId([1; 32]), Round(0), Slot(slot))
+    }
+
+    /// The rule as it is written, in wide integers and one parameter at a time.
+    fn apply_slowly(state: &mut State, payouts: &[Payout]) {
+        let divide = |coefficient: i64, lsb_log2: i32| -> i128 {
+            let unit = 1i128 << (lsb_log2 - COEFFICIENT_LOG2);
+            let (floor, rest) = (
+                i128::from(coefficient).div_euclid(unit),
+                i128::from(coefficient).rem_euclid(unit),
+            );
+            match (2 * rest).cmp(&unit) {
+                std::cmp::Ordering::Less => floor,
+                std::cmp::Ordering::Equal => floor + floor.rem_euclid(2),
+                std::cmp::Ordering::Greater => floor + 1,
+            }
+        };
+        for (index, tensor) in state.layout.tensors.iter().enumerate() {
+            for payout in payouts {
+                let change =
+                    divide(payout.to, tensor.lsb_log2) - divide(payout.from, tensor.lsb_log2);
+                let mut words = vec![[0; 16]; tensor.len.div_ceil(BLOCK_PARAMETERS)];
+                payout.direction.sign_words(index, 0, &mut words);
+                for p in 0..tensor.len {
+                    let set = words[p / 512][p % 16] >> (31 - p % 512 / 16) & 1;
+                    let signed = if set == 1 { -change } else { change };
+                    let value = &mut state.values[tensor.offset + p];
+                    *value = (i128::from(*value) + signed) as i32;
+                }
+            }
+        }
+    }
+
+    fn payouts(rng: &mut crate::sample::KeyedRng, count: u32) -> Vec<Payout> {
+        let mut coefficient = || rng.next_u64() as i64 >> (20 + rng.index(44));
+        (0..count)
+            .map(|slot| Payout {
+                direction: direction(slot),
+                from: coefficient(),
+                to: coefficient(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn lsb_leaves_128_times_the_largest_magnitude() {
+        let lsbs: Vec<i32> = some_state().layout.tensors.iter().map(|t| t.lsb_log2).collect();
+        assert_eq!(lsbs, [-27, -17, -30]);
+        assert_eq!(lsb_log2(&[1.0, -0.5]), -24);
+        assert_eq!(lsb_log2(&[1.0f32.next_up()]), -23);
+        assert_eq!(lsb_log2(&[0.0, 1e-40]), -30);
+    }
+
+    #[test]
+    fn base_is_rounded_to_the_nearest_unit() {
+        let ulps = |value: f32| (value as f64 * pow2_f64(-24)) as f32;
+        let base = [1.0, ulps(0.5), ulps(1.5), ulps(-2.5), ulps(0.75)];
+        let state = State::from_base(vec![TensorSpec::new("a", &[5])], &base).unwrap();
+        assert_eq!(state.values, [1 << 24, 0, 2, -2, 1]);
+    }
+
+    #[test]
+    fn wrong_bases_are_refused() {
+        let specs = || vec![TensorSpec::new("a", &[2])];
+        let short = State::from_base(specs(), &[1.0]);
+        assert_eq!(short, Err(StateError::Length { values: 1, parameters: 2 }));
+        for value in [f32::NAN, f32::INFINITY, -1e30] {
+            let error = State::from_base(specs(), &[0.0, value]).unwrap_err();
+            assert!(matches!(error, StateError::Value { index: 1, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn fast_application_equals_the_slow_one() {
+        let mut rng = crate::sample::KeyedRng::from_seed("rumormill v1 test", 1, 0);
+        for count in [0, 1, 2, 3, 5, 8, 9, 27] {
+            let payouts = payouts(&mut rng, count);
+            let (mut fast, mut slow) = (some_state(), some_state());
+            fast.apply(&payouts);
+            apply_slowly(&mut slow, &payouts);
+            assert!(fast == slow, "{count} payouts");
+        }
+    }
+
+    #[test]
+    fn sign_of_a_payout_is_that_of_the_direction() {
+        let mut state = some_state();
+        let before = state.clone();
+        state.apply(&[Payout { direction: direction(4), from: 0, to: coefficient(0.25) }]);
+        for (index, tensor) in before.layout.tensors.iter().enumerate() {
+            for p in (0..tensor.len).step_by(if index == 0 { 97 } else { 1 }) {
+                let change = state.values[tensor.offset + p] - before.values[tensor.offset + p];
+                let unit = 1 << (-2 - tensor.lsb_log2);
+                assert_eq!(change, i32::from(direction(4).sign(index, p as u64)) * unit);
+            }
+        }
+    }
+
+    #[test]
+    fn replacing_a_coefficient_leaves_no_trace_of_the_first() {
+        let (a, b) = (coefficient(0.123_456_789), coefficient(-0.000_98));
+        let mut replaced = some_state();
+        replaced.apply(&[Payout { direction: direction(0), from: 0, to: a }]);
+        replaced.apply(&[Payout { direction: direction(0), from: a, to: b }]);
+        let mut at_once = some_state();
+        at_once.apply(&[Payout { direction: direction(0), from: 0, to: b }]);
+        assert!(replaced == at_once);
+        at_once.apply(&[Payout { direction: direction(0), from: b, to: 0 }]);
+        assert!(at_once == some_state());
+    }
+
+    #[test]
+    fn view_is_the_base_within_half_a_unit() {
+        let mut view = vec![0.0; 17_308];
+        some_state().write_view(&mut view);
+        assert_eq!(view[17_300..17_303], [100.0, -3.5, 0.0]);
+        let mut rng = crate::sample::KeyedRng::from_seed("rumormill v1 test", 0, 0);
+        assert!(view[..17_300].iter().all(|v| (v - rng.symmetric(0.1)).abs() <= 0.5f32.powi(28)));
+    }
+
+    #[test]
+    fn pair_is_the_view_plus_and_minus_epsilon() {
+        let state = some_state();
+        let (mut view, mut plus) = (vec![0.0; 17_308], vec![0.0; 17_308]);
+        let mut minus = plus.clone();
+        state.write_view(&mut view);
+        state.write_pair(&direction(1), -7, &mut plus, &mut minus);
+        for (index, tensor) in state.layout.tensors.iter().enumerate() {
+            for p in (0..tensor.len).step_by(if index == 0 { 41 } else { 1 }) {
+                let step = f32::from(direction(1).sign(index, p as u64)) / 128.0;
+                let i = tensor.offset + p;
+                assert_eq!((plus[i], minus[i]), (view[i] + step, view[i] - step));
+            }
+        }
+    }
+
+    #[test]
+    fn hash_sees_values_names_and_shapes() {
+        let state = |name: &str, shape: &[usize], first: f32| {
+            State::from_base(vec![TensorSpec::new(name, shape)], &[first, 0.5]).unwrap().hash()
+        };
+        let hash = state("a", &[2], 0.0);
+        assert_eq!(hash, state("a", &[2], 0.0));
+        assert_ne!(hash, state("b", &[2], 0.0));
+        assert_ne!(hash, state("a", &[2, 1], 0.0));
+        assert_ne!(hash, state("a", &[2], 0.25));
+    }
+
+    #[test]
+    fn coefficient_rounds_ties_to_even_and_saturates() {
+        let unit = pow2_f64(COEFFICIENT_LOG2);
+        for (units, expected) in [(0.5, 0), (1.5, 2), (-2.5, -2), (2.75, 3), (-7.0, -7)] {
+            assert_eq!(coefficient(units * unit), expected);
+        }
+        assert_eq!(coefficient(1e300), i64::MAX);
+        assert_eq!(coefficient(f64::NEG_INFINITY), i64::MIN);
+        assert_eq!(coefficient(f64::NAN), 0);
+    }
+
+    #[test]
+    fn shift_rounds_ties_to_even_at_any_distance() {
+        assert_eq!(
+            [5, 6, 7, -5, -6, -7, 2, -2].map(|c| shift(c, -38)),
+            [1, 2, 2, -1, -2, -2, 0, 0]
+        );
+        assert_eq!(shift(i64::MAX, 22), 2);
+        assert_eq!((shift(i64::MAX, 23), shift(i64::MIN, 23)), (1, -1));
+        assert_eq!((shift(1 << 62, 23), shift(i64::MIN, 24), shift(i64::MAX, 60)), (0, 0, 0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+        #[test]
+        fn order_and_split_do_not_matter(seed: u64, count in 1u32..20, cut in 0u32..20) {
+            let mut rng = crate::sample::KeyedRng::from_seed("rumormill v1 test", seed, 1);
+            let mut payouts = payouts(&mut rng, count);
+            let mut at_once = some_state();
+            at_once.apply(&payouts);
+            rng.shuffle(&mut payouts);
+            let (first, second) = payouts.split_at(cut.min(count) as usize);
+            let mut in_parts = some_state();
+            in_parts.apply(first);
+            in_parts.apply(second);
+            prop_assert!(at_once == in_parts);
+        }
+    }
+}
