@@ -1,1 +1,15 @@
 //! Communication graphs: files, families, spectrum and gossip rates.
+//!
+//! Pure: text and numbers in, text and numbers out; no files, clocks, threads or global
+//! randomness. A [`Topology`] comes out of a file ([`format::parse`]) or a family
+//! ([`family::generate`]) and is always valid: undirected, simple, with rates in range.
+
+pub mod family;
+pub mod format;
+mod graph;
+mod random;
+
+pub use graph::{
+    Attributes, EDGES_MAX, Edge, NAME_LEN_MAX, NODES_MAX, Topology, TopologyBuilder, TopologyError,
+    Warning,
+};
