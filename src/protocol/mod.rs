@@ -471,12 +471,13 @@ impl Protocol {
         self.certified == self.manifest.heights()
     }
 
-    /// Whether this node may leave: everything is certified here, and at all neighbors or they
-    /// have been waited for long enough.
+    /// Whether this node may leave: everything is certified here, and all neighbors hold the same
+    /// chain or have been waited for long enough.
     pub fn is_done(&self, now: Time) -> bool {
+        let tag = self.digest().tag();
+        let same = |link: &Link| link.certified() == self.certified && link.tag() == tag;
         self.finished_at.is_some_and(|finished| {
-            let all = self.links.values().all(|link| link.certified() >= self.certified);
-            all || now.since(finished) > self.config.linger
+            self.links.values().all(same) || now.since(finished) > self.config.linger
         })
     }
 
