@@ -202,14 +202,13 @@ impl Network {
                 Err(NetworkError::Unsupported { address })
             }
             Err(TransportError::Other(error)) => {
-                let cause = failure::deepest(&error);
-                let kind = cause.downcast_ref().map_or(error.kind(), io::Error::kind);
+                let (kind, text) = failure::innermost(&error);
                 match socket {
                     Some((socket, _)) if kind == io::ErrorKind::AddrInUse => {
                         Err(in_use(&address, socket.port()))
                     }
                     _ => {
-                        let source = io::Error::new(kind, cause.to_string());
+                        let source = io::Error::new(kind, text);
                         Err(NetworkError::Listen { address, source })
                     }
                 }

@@ -5,8 +5,13 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io::{Read, Write};
 use std::time::Duration;
 
+use libp2p::futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
+use libp2p::request_response;
+
+use super::exchange::PROTOCOL;
+use super::fetch::RawCodec;
 
 use super::*;
 
@@ -298,6 +303,37 @@ async fn an_oversize_frame_is_reported_and_costs_the_connection() {
     assert_eq!(b.network.counters().garbage_streams, 1);
 }
 
+/// A swarm that speaks something else under the exchange protocol's name.
+fn impostor() -> libp2p::Swarm<request_response::Behaviour<RawCodec>> {
+    let codec = RawCodec { request_len_max: 100, response_len_max: 100 };
+    let protocol = (PROTOCOL, request_response::ProtocolSupport::Full);
+    let behaviour = request_response::Behaviour::with_codec(codec, [protocol], Default::default());
+    let keypair = Keypair::generate_ed25519();
+    let transport = transport::build(&keypair, &Default::default(), false, None).unwrap();
+    let config = libp2p::swarm::Config::with_tokio_executor();
+    libp2p::Swarm::new(transport, behaviour, keypair.public().to_peer_id(), config)
+}
+
+#[tokio::test]
+async fn garbage_on_a_stream_is_reported_and_costs_the_connection() {
+    let (mut a, address) = Node::start(tcp()).await;
+    let mut impostor = impostor();
+    let a_id = a.id();
+    // Its length prefix of four zero bytes is no frame.
+    impostor.behaviour_mut().send_request_with_addresses(&a_id, Vec::new(), vec![address]);
+    let reported = async {
+        tokio::select! {
+            bad = a.until(bad) => bad,
+            () = async { loop { impostor.select_next_some().await; } } => unreachable!(),
+        }
+    };
+    let (peer, reason) = reported.await;
+    assert_eq!((peer, reason), (*impostor.local_peer_id(), Garbage::Frame(FrameError::Empty)));
+    assert_eq!(a.network.counters().garbage_streams, 1);
+    let reason = a.until(disconnected).await;
+    assert_eq!(reason, DownReason::Garbage(Garbage::Frame(FrameError::Empty)));
+}
+
 #[tokio::test]
 async fn garbage_on_the_port_disturbs_nobody() {
     let (mut a, mut b) = pair(tcp).await;
@@ -411,13 +447,13 @@ async fn only_allowed_peers_connect() {
     let (mut a, address) = Node::start(NetworkConfig { allow, ..tcp() }).await;
     friend.network.dial(address.clone());
     assert_eq!(a.until_among(&mut [&mut friend], connected).await, friend.id());
+    friend.until_among(&mut [&mut a], connected).await;
     stranger.network.dial(address);
+    let a_id = a.id();
     let refused = async {
         while a.network.counters().handshakes_failed == 0 {
-            tokio::select! {
-                event = a.network.next_event() => a.seen.push_back(event),
-                event = stranger.network.next_event() => stranger.seen.push_back(event),
-            }
+            friend.network.send(a_id, vec![1]).unwrap();
+            a.until_among(&mut [&mut friend, &mut stranger], frame).await;
         }
     };
     tokio::time::timeout(LIMIT, refused).await.expect("the stranger is refused");
