@@ -237,8 +237,10 @@ fn create(directory: &Path, path: &Path, identity: &Identity) -> io::Result<()> 
         file.write_all(line.as_bytes())?;
         file.sync_all()?;
         match fs::hard_link(&unfinished, path) {
+            Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            linked => linked,
+            // Some file systems know no links. There the last of several first starts wins.
+            Err(_) => fs::rename(&unfinished, path),
         }
     })();
     // If this fails, a file stays behind that nobody reads.

@@ -496,6 +496,41 @@ async fn simultaneous_dials_leave_one_usable_link() {
 }
 
 #[tokio::test]
+async fn however_often_two_want_each_other_one_link_remains() {
+    for _ in 0..10 {
+        let (mut a, at_a) = Node::start(tcp()).await;
+        let (mut b, at_b) = Node::start(tcp()).await;
+        let (a_id, b_id) = (a.id(), b.id());
+        a.network.want_address(at_b.clone());
+        a.network.want(b_id, vec![at_b.clone()]);
+        a.network.dial(at_b);
+        b.network.want_address(at_a.clone());
+        b.network.dial(at_a);
+        // Each answers a frame of one byte with one of two. A round trip on a link of which
+        // nothing new was heard for its duration is a link that works at both ends.
+        let settled = async {
+            let mut answered = false;
+            while !answered {
+                tokio::select! {
+                    event = a.network.next_event() => match event {
+                        NetworkEvent::Connected { .. } => a.network.send(b_id, vec![1]).unwrap(),
+                        NetworkEvent::Frame { bytes, .. } => answered = bytes.len() == 2,
+                        _ => {}
+                    },
+                    event = b.network.next_event() => {
+                        if let NetworkEvent::Frame { .. } = event {
+                            // It may go down at this moment.
+                            let _ = b.network.send(a_id, vec![2, 2]);
+                        }
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, settled).await.expect("the link settles");
+    }
+}
+
+#[tokio::test]
 async fn a_wanted_peer_is_found_again() {
     let (mut a, _) = Node::start(tcp()).await;
     let keypair = Keypair::generate_ed25519();
@@ -569,4 +604,45 @@ async fn closing_delivers_what_was_queued() {
         assert!(drained);
         assert_eq!(counters.frames_out, 1000);
     }
+}
+
+#[tokio::test]
+async fn two_that_close_at_once_do_not_wait_for_each_other() {
+    let (a, b) = pair(tcp).await;
+    let (a, b) = tokio::join!(a.network.close(LIMIT), b.network.close(LIMIT));
+    assert!(a.0 && b.0);
+}
+
+#[tokio::test]
+async fn everything_on_still_exchanges_frames() {
+    let everything = || NetworkConfig {
+        listen: vec![
+            "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
+            "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap(),
+        ],
+        ..NetworkConfig::default()
+    };
+    let (mut a, mut b) = pair(everything).await;
+    a.network.send(b.id(), b"hello".to_vec()).unwrap();
+    assert_eq!(b.until_among(&mut [&mut a], frame).await, b"hello");
+}
+
+#[tokio::test]
+async fn kademlia_finds_the_peer_of_a_peer() {
+    let with_kad = || NetworkConfig { kad: true, ..tcp() };
+    let (mut a, _) = Node::start(with_kad()).await;
+    let (mut b, address) = Node::start(with_kad()).await;
+    let (mut c, at_c) = Node::start(with_kad()).await;
+    c.network.dial(address.clone());
+    c.until_among(&mut [&mut b], connected).await;
+    a.network.dial(address);
+    let c_id = c.id();
+    let addresses = a
+        .until_among(&mut [&mut b, &mut c], |event| match event {
+            NetworkEvent::Discovered { peer, addresses } if peer == c_id => Ok(addresses),
+            other => Err(other),
+        })
+        .await;
+    let found = |address: &Multiaddr| address.to_string().starts_with(&at_c.to_string());
+    assert!(addresses.iter().any(found), "{addresses:?}");
 }
