@@ -1,3 +1,4 @@
 //! The rumormill daemon.
 
+pub mod identity;
 pub mod net;

@@ -65,10 +65,7 @@ fn describe_transport(failure: &TransportError<io::Error>) -> (String, &'static 
         }
         TransportError::Other(error) => error,
     };
-    let deepest = deepest(error);
-    let text = deepest.to_string();
-    // What a stack of boxed errors hides, the text of the innermost still says.
-    let kind = deepest.downcast_ref::<io::Error>().map_or(io::ErrorKind::Other, io::Error::kind);
+    let (kind, text) = innermost(error);
     let lower = text.to_lowercase();
     let hint = match kind {
         io::ErrorKind::ConnectionRefused => "is the node running and the port right?",
@@ -91,20 +88,29 @@ fn describe_transport(failure: &TransportError<io::Error>) -> (String, &'static 
     (text, hint)
 }
 
-/// The innermost error: the one that says what the system said.
-pub(super) fn deepest(error: &io::Error) -> &(dyn Error + 'static) {
-    let mut error: &(dyn Error + 'static) = error;
+/// Kind and text of the innermost error: what the system said.
+pub(super) fn innermost(error: &io::Error) -> (io::ErrorKind, String) {
+    let mut innermost: &(dyn Error + 'static) = error;
     // Boxes nest only a few deep; the bound is against a cycle in foreign code.
     for _ in 0..16 {
         // An `io::Error` around another error passes over it in `source`.
-        let inner = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner as &(dyn Error + 'static)),
-            None => error.source(),
+        let next = match innermost.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(next) => Some(next as &(dyn Error + 'static)),
+            None => innermost.source(),
         };
-        match inner {
-            Some(inner) => error = inner,
+        match next {
+            Some(next) => innermost = next,
             None => break,
         }
     }
-    error
+    let text = innermost.to_string();
+    // The combined transports pass on the text of the system's error but not the error itself;
+    // its number stands at the end.
+    let number = text.rsplit_once("(os error ").and_then(|(_, end)| end.strip_suffix(')'));
+    let kind = match (innermost.downcast_ref::<io::Error>(), number.map(str::parse)) {
+        (Some(error), _) => error.kind(),
+        (None, Some(Ok(number))) => io::Error::from_raw_os_error(number).kind(),
+        (None, _) => error.kind(),
+    };
+    (kind, text)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use libp2p::allow_block_list::{self, AllowedPeers, BlockedPeers};
 use libp2p::connection_limits::{self, ConnectionLimits};
 use libp2p::core::ConnectedPoint;
-use libp2p::core::transport::TransportError;
+use libp2p::core::transport::{ListenerId, TransportError};
 use libp2p::futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::kad::store::MemoryStore;
@@ -41,6 +41,7 @@ const KAD_PROTOCOL: StreamProtocol = StreamProtocol::new("/rumormill/kad/1");
 pub struct Network {
     swarm: Swarm<Behaviour>,
     config: NetworkConfig,
+    listeners: Vec<ListenerId>,
     /// Events made while handling another; a handful.
     events: VecDeque<NetworkEvent>,
     redial: Redial,
@@ -162,6 +163,7 @@ impl Network {
             .with_max_negotiating_inbound_streams(16);
         let mut network = Self {
             swarm: Swarm::new(transport, behaviour, local, swarm_config),
+            listeners: Vec::new(),
             events: VecDeque::new(),
             redial: Redial::new(local, config.redial_max),
             dials: BTreeMap::new(),
@@ -176,6 +178,9 @@ impl Network {
             requests_out: 0,
             config,
         };
+        // All are looked at before any is taken, or the node would find its own IPv4 port in use
+        // when it comes to IPv6.
+        network.config.listen.iter().try_for_each(refuse_port_in_use)?;
         for address in network.config.listen.clone() {
             network.listen(address)?;
         }
@@ -183,33 +188,22 @@ impl Network {
     }
 
     fn listen(&mut self, address: Multiaddr) -> Result<(), NetworkError> {
-        let socket = socket_address(&address);
-        let in_use =
-            |address: &Multiaddr, port| NetworkError::PortInUse { address: address.clone(), port };
-        // libp2p shares TCP ports with other sockets of the same user, so that a second node on
-        // the port would start and take half of the first one's connections. A plain socket is
-        // refused; port 0 is always free.
-        if let Some((socket, IpProtocol::Tcp)) = socket
-            && socket.port() != 0
-            && let Err(error) = TcpListener::bind(socket)
-            && error.kind() == io::ErrorKind::AddrInUse
-        {
-            return Err(in_use(&address, socket.port()));
-        }
         match self.swarm.listen_on(address.clone()) {
-            Ok(_) => Ok(()),
+            Ok(listener) => {
+                self.listeners.push(listener);
+                Ok(())
+            }
             Err(TransportError::MultiaddrNotSupported(_)) => {
                 Err(NetworkError::Unsupported { address })
             }
             Err(TransportError::Other(error)) => {
-                let cause = failure::deepest(&error);
-                let kind = cause.downcast_ref().map_or(error.kind(), io::Error::kind);
-                match socket {
-                    Some((socket, _)) if kind == io::ErrorKind::AddrInUse => {
-                        Err(in_use(&address, socket.port()))
+                let (kind, text) = failure::innermost(&error);
+                match port_of(&address) {
+                    Some(port) if kind == io::ErrorKind::AddrInUse => {
+                        Err(NetworkError::PortInUse { address, port })
                     }
                     _ => {
-                        let source = io::Error::new(kind, cause.to_string());
+                        let source = io::Error::new(kind, text);
                         Err(NetworkError::Listen { address, source })
                     }
                 }
@@ -425,18 +419,16 @@ impl Network {
     /// connections closed, all within `deadline`. Frames that still arrive are dropped. Returns
     /// whether every peer took all there was, and the final counts.
     pub async fn close(mut self, deadline: Duration) -> (bool, Counters) {
-        self.config.listen.clear();
-        // A peer with a link holds the listener no longer than its connection.
+        for listener in std::mem::take(&mut self.listeners) {
+            self.swarm.remove_listener(listener);
+        }
         self.swarm.behaviour_mut().exchange.finish();
-        let drained = tokio::time::timeout(deadline, async {
+        let draining = async {
             while self.swarm.behaviour().exchange.links().next().is_some() {
-                if let SwarmEvent::IncomingConnection { .. } = self.swarm.select_next_some().await {
-                    continue;
-                }
+                self.swarm.select_next_some().await;
             }
-        })
-        .await
-        .is_ok();
+        };
+        let drained = tokio::time::timeout(deadline, draining).await.is_ok();
         (drained, self.counters())
     }
 
@@ -774,21 +766,27 @@ fn is_loopback(address: &Multiaddr) -> bool {
     }
 }
 
-enum IpProtocol {
-    Tcp,
-    Udp,
+fn port_of(address: &Multiaddr) -> Option<u16> {
+    address.iter().find_map(|part| match part {
+        Protocol::Tcp(port) | Protocol::Udp(port) => Some(port),
+        _ => None,
+    })
 }
 
-fn socket_address(address: &Multiaddr) -> Option<(SocketAddr, IpProtocol)> {
+/// libp2p shares TCP ports with other sockets of the same user, so that a second node on a port
+/// would start and take half of the first one's connections. A plain socket is refused there.
+fn refuse_port_in_use(address: &Multiaddr) -> Result<(), NetworkError> {
     let mut parts = address.iter();
-    let ip = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
+    let (ip, port): (IpAddr, u16) = match (parts.next(), parts.next()) {
+        (Some(Protocol::Ip4(ip)), Some(Protocol::Tcp(port))) => (ip.into(), port),
+        (Some(Protocol::Ip6(ip)), Some(Protocol::Tcp(port))) => (ip.into(), port),
+        _ => return Ok(()),
     };
-    match parts.next()? {
-        Protocol::Tcp(port) => Some((SocketAddr::new(ip, port), IpProtocol::Tcp)),
-        Protocol::Udp(port) => Some((SocketAddr::new(ip, port), IpProtocol::Udp)),
-        _ => None,
+    match TcpListener::bind((ip, port)) {
+        Err(error) if port != 0 && error.kind() == io::ErrorKind::AddrInUse => {
+            Err(NetworkError::PortInUse { address: address.clone(), port })
+        }
+        // What else is wrong shows when it is listened on.
+        _ => Ok(()),
     }
 }

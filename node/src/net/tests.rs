@@ -5,8 +5,13 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io::{Read, Write};
 use std::time::Duration;
 
+use libp2p::futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
+use libp2p::request_response;
+
+use super::exchange::PROTOCOL;
+use super::fetch::RawCodec;
 
 use super::*;
 
@@ -298,6 +303,37 @@ async fn an_oversize_frame_is_reported_and_costs_the_connection() {
     assert_eq!(b.network.counters().garbage_streams, 1);
 }
 
+/// A swarm that speaks something else under the exchange protocol's name.
+fn impostor() -> libp2p::Swarm<request_response::Behaviour<RawCodec>> {
+    let codec = RawCodec { request_len_max: 100, response_len_max: 100 };
+    let protocol = (PROTOCOL, request_response::ProtocolSupport::Full);
+    let behaviour = request_response::Behaviour::with_codec(codec, [protocol], Default::default());
+    let keypair = Keypair::generate_ed25519();
+    let transport = transport::build(&keypair, &Default::default(), false, None).unwrap();
+    let config = libp2p::swarm::Config::with_tokio_executor();
+    libp2p::Swarm::new(transport, behaviour, keypair.public().to_peer_id(), config)
+}
+
+#[tokio::test]
+async fn garbage_on_a_stream_is_reported_and_costs_the_connection() {
+    let (mut a, address) = Node::start(tcp()).await;
+    let mut impostor = impostor();
+    let a_id = a.id();
+    // Its length prefix of four zero bytes is no frame.
+    impostor.behaviour_mut().send_request_with_addresses(&a_id, Vec::new(), vec![address]);
+    let reported = async {
+        tokio::select! {
+            bad = a.until(bad) => bad,
+            () = async { loop { impostor.select_next_some().await; } } => unreachable!(),
+        }
+    };
+    let (peer, reason) = reported.await;
+    assert_eq!((peer, reason), (*impostor.local_peer_id(), Garbage::Frame(FrameError::Empty)));
+    assert_eq!(a.network.counters().garbage_streams, 1);
+    let reason = a.until(disconnected).await;
+    assert_eq!(reason, DownReason::Garbage(Garbage::Frame(FrameError::Empty)));
+}
+
 #[tokio::test]
 async fn garbage_on_the_port_disturbs_nobody() {
     let (mut a, mut b) = pair(tcp).await;
@@ -411,13 +447,13 @@ async fn only_allowed_peers_connect() {
     let (mut a, address) = Node::start(NetworkConfig { allow, ..tcp() }).await;
     friend.network.dial(address.clone());
     assert_eq!(a.until_among(&mut [&mut friend], connected).await, friend.id());
+    friend.until_among(&mut [&mut a], connected).await;
     stranger.network.dial(address);
+    let a_id = a.id();
     let refused = async {
         while a.network.counters().handshakes_failed == 0 {
-            tokio::select! {
-                event = a.network.next_event() => a.seen.push_back(event),
-                event = stranger.network.next_event() => stranger.seen.push_back(event),
-            }
+            friend.network.send(a_id, vec![1]).unwrap();
+            a.until_among(&mut [&mut friend, &mut stranger], frame).await;
         }
     };
     tokio::time::timeout(LIMIT, refused).await.expect("the stranger is refused");
@@ -456,6 +492,41 @@ async fn simultaneous_dials_leave_one_usable_link() {
         tokio::time::timeout(LIMIT, settled).await.expect("the link settles");
         assert_eq!(a.network.peers(), [b_id]);
         assert_eq!(b.network.peers(), [a_id]);
+    }
+}
+
+#[tokio::test]
+async fn however_often_two_want_each_other_one_link_remains() {
+    for _ in 0..10 {
+        let (mut a, at_a) = Node::start(tcp()).await;
+        let (mut b, at_b) = Node::start(tcp()).await;
+        let (a_id, b_id) = (a.id(), b.id());
+        a.network.want_address(at_b.clone());
+        a.network.want(b_id, vec![at_b.clone()]);
+        a.network.dial(at_b);
+        b.network.want_address(at_a.clone());
+        b.network.dial(at_a);
+        // Each answers a frame of one byte with one of two. A round trip on a link of which
+        // nothing new was heard for its duration is a link that works at both ends.
+        let settled = async {
+            let mut answered = false;
+            while !answered {
+                tokio::select! {
+                    event = a.network.next_event() => match event {
+                        NetworkEvent::Connected { .. } => a.network.send(b_id, vec![1]).unwrap(),
+                        NetworkEvent::Frame { bytes, .. } => answered = bytes.len() == 2,
+                        _ => {}
+                    },
+                    event = b.network.next_event() => {
+                        if let NetworkEvent::Frame { .. } = event {
+                            // It may go down at this moment.
+                            let _ = b.network.send(a_id, vec![2, 2]);
+                        }
+                    }
+                }
+            }
+        };
+        tokio::time::timeout(LIMIT, settled).await.expect("the link settles");
     }
 }
 
@@ -533,4 +604,45 @@ async fn closing_delivers_what_was_queued() {
         assert!(drained);
         assert_eq!(counters.frames_out, 1000);
     }
+}
+
+#[tokio::test]
+async fn two_that_close_at_once_do_not_wait_for_each_other() {
+    let (a, b) = pair(tcp).await;
+    let (a, b) = tokio::join!(a.network.close(LIMIT), b.network.close(LIMIT));
+    assert!(a.0 && b.0);
+}
+
+#[tokio::test]
+async fn everything_on_still_exchanges_frames() {
+    let everything = || NetworkConfig {
+        listen: vec![
+            "/ip4/127.0.0.1/tcp/0".parse().unwrap(),
+            "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap(),
+        ],
+        ..NetworkConfig::default()
+    };
+    let (mut a, mut b) = pair(everything).await;
+    a.network.send(b.id(), b"hello".to_vec()).unwrap();
+    assert_eq!(b.until_among(&mut [&mut a], frame).await, b"hello");
+}
+
+#[tokio::test]
+async fn kademlia_finds_the_peer_of_a_peer() {
+    let with_kad = || NetworkConfig { kad: true, ..tcp() };
+    let (mut a, _) = Node::start(with_kad()).await;
+    let (mut b, address) = Node::start(with_kad()).await;
+    let (mut c, at_c) = Node::start(with_kad()).await;
+    c.network.dial(address.clone());
+    c.until_among(&mut [&mut b], connected).await;
+    a.network.dial(address);
+    let c_id = c.id();
+    let addresses = a
+        .until_among(&mut [&mut b, &mut c], |event| match event {
+            NetworkEvent::Discovered { peer, addresses } if peer == c_id => Ok(addresses),
+            other => Err(other),
+        })
+        .await;
+    let found = |address: &Multiaddr| address.to_string().starts_with(&at_c.to_string());
+    assert!(addresses.iter().any(found), "{addresses:?}");
 }
