@@ -1,0 +1,432 @@
+//! A run as people describe it: on the command line, and in `run.toml`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use rumormill::data::Dataset;
+use rumormill::data::shard::Shards;
+use rumormill::direction::Direction;
+use rumormill::id::{NodeId, Round, RunId, Slot};
+use rumormill::lb8;
+use rumormill::manifest::{DataMode, Founders, Manifest};
+use rumormill::objective::{ModelSpec, Objective, Scratch, build};
+use rumormill::params::State;
+use rumormill::sample::minibatch;
+use rumormill::selection::Rule;
+use rumormill::spsa::projected_gradient;
+use serde::{Deserialize, Serialize};
+
+use crate::data::{DataFormat, DataSource};
+use crate::evaluator::Task;
+use crate::store::Sync;
+
+/// What to train and how; the same for all nodes of a run.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    /// Data set: `digits` (built in), a folder of MNIST-style idx files, a .csv or a .libsvm file
+    #[arg(long, default_value = "digits", env = "RUMORMILL_DATA")]
+    pub data: String,
+    /// File of held-out rows, for .csv and .libsvm (otherwise 20 % of the rows are held out)
+    #[arg(long, value_name = "FILE")]
+    pub test: Option<PathBuf>,
+    /// Format of the data file, overriding its suffix: csv, libsvm, idx
+    #[arg(long)]
+    pub format: Option<DataFormat>,
+    /// Model: `softmax`, `logistic[:L2]` or `mlp:H[,H2…]`
+    #[arg(long, default_value = "mlp:32")]
+    pub model: ModelSpec,
+    /// How the training rows are held: `public` (every node has all), `iid`, `dirichlet:ALPHA`
+    #[arg(long, default_value = "public")]
+    pub shards: Shards,
+    /// Number of rounds (rounded up to whole heights)
+    #[arg(long, conflicts_with = "seconds")]
+    pub rounds: Option<u64>,
+    /// Choose the number of rounds so that the run takes about this long on this machine
+    #[arg(long)]
+    pub seconds: Option<f64>,
+    /// Seed of the base model, the shards and, for `local`, the nodes' keys
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Step size: the sum of absolute coefficients of a round
+    #[arg(long)]
+    pub step: Option<f64>,
+    /// Rows in the minibatch of a probe
+    #[arg(long, default_value_t = 64)]
+    pub batch: u32,
+    /// ε = 2^E, the length of a probe
+    #[arg(long, default_value_t = -8, allow_negative_numbers = true, value_name = "E")]
+    pub epsilon_log2: i32,
+    /// Probes that a node aims at in a round; it makes at most twice as many
+    #[arg(long, default_value_t = 32)]
+    pub probes_per_round: u32,
+    /// Probes per direction
+    #[arg(long, default_value_t = 2.0)]
+    pub redundancy: f64,
+    /// Rounds that are certified together
+    #[arg(long, default_value_t = 8)]
+    pub rounds_per_height: u32,
+    /// Rounds that a node may run beyond the ones it has closed
+    #[arg(long, default_value_t = 2)]
+    pub staleness: u32,
+    /// Selection rule: mean, median, nna, nnm
+    #[arg(long, default_value = "mean")]
+    pub selection: Rule,
+    /// Rounds that the selection looks at
+    #[arg(long, default_value_t = 20)]
+    pub window: u32,
+    /// Faulty members to tolerate (default: the most that R ≥ 3f + 1 allows)
+    #[arg(long, value_name = "F")]
+    pub tolerate: Option<u16>,
+    /// Name of the run
+    #[arg(long, default_value = "rumormill")]
+    pub name: String,
+}
+
+/// A run that can begin: the manifest and what it speaks of.
+pub struct Prepared {
+    /// The agreement.
+    pub manifest: Manifest,
+    /// The data set.
+    pub dataset: Arc<Dataset>,
+    /// The model on the data, at its base.
+    pub task: Task,
+    /// How the rows are held.
+    pub shards: Shards,
+    /// Seconds that one probe took here.
+    pub probe_s: f64,
+}
+
+impl RunArgs {
+    /// Loads the data, builds the base model, measures the scale of its projected gradients, and
+    /// writes the manifest for these founders.
+    pub fn prepare(&self, founders: Founders, cores: usize) -> Result<Prepared> {
+        let source = self.source();
+        let dataset = Arc::new(source.load()?);
+        let (objective, base) = model(&self.model, &dataset, self.seed)?;
+        if !(self.redundancy >= 1.0 && self.redundancy <= 4096.0) {
+            bail!("--redundancy is {}, must be between 1 and 4096", self.redundancy);
+        }
+        let step = self.step.unwrap_or(DEFAULT_STEP);
+        if !(step > 0.0 && step < 256.0) {
+            bail!("--step is {step}, must be above 0 and below 256");
+        }
+        let public = self.shards == Shards::Public;
+        let members = match &founders {
+            Founders::Members(members) => members.len(),
+            Founders::Minimum(minimum) => usize::from(*minimum),
+        };
+        let mut manifest = Manifest {
+            name: self.name.clone(),
+            seed: self.seed,
+            model: self.model.to_string(),
+            data: dataset.name.clone(),
+            data_hash: hex(&dataset.hash()),
+            base_hash: hex(&base.hash()),
+            data_mode: if public { DataMode::Public } else { DataMode::Private },
+            shards: self.shards.to_string(),
+            rounds: self.rounds.unwrap_or(DEFAULT_ROUNDS),
+            rounds_per_height: self.rounds_per_height,
+            probes_per_round: self.probes_per_round,
+            redundancy_256: (self.redundancy * 256.0).round() as u32,
+            staleness: self.staleness,
+            batch: self.batch,
+            epsilon_log2: self.epsilon_log2,
+            step_24: ((step * f64::from(1 << 24)).round() as u32).max(1),
+            selection: self.selection,
+            window: self.window,
+            faulty: self.tolerate,
+            founders,
+            ..Manifest::template()
+        };
+        manifest.check()?;
+        let (exponent, probe_s) = measure(&manifest, &*objective, &base, &dataset);
+        manifest.scale_exponent = exponent;
+        if let Some(seconds) = self.seconds {
+            if !(seconds > 0.0) {
+                bail!("--seconds must be positive");
+            }
+            // A node makes between m and 2m probes a round; a third of the time goes elsewhere.
+            let parallel = cores.min(members).max(1) as f64;
+            let round_s = f64::from(self.probes_per_round) * 2.0 * probe_s * members as f64
+                / parallel;
+            manifest.rounds = ((seconds / round_s) as u64).max(1);
+        }
+        manifest.check()?;
+        let task = Task { objective, rows: None, population: dataset.train.rows(), base };
+        Ok(Prepared { manifest, dataset, task, shards: self.shards, probe_s })
+    }
+
+    fn source(&self) -> DataSource {
+        DataSource { data: self.data.clone(), test: self.test.clone(), format: self.format }
+    }
+}
+
+/// Step size where nothing is said; measured, see ARCHITECTURE.md.
+const DEFAULT_STEP: f64 = 0.25;
+
+/// Rounds where nothing is said: the built-in task is through in well under a minute.
+const DEFAULT_ROUNDS: u64 = 400;
+
+/// Probes by which the scale of the first bytes is measured.
+const SCALE_PROBES: u32 = 64;
+
+fn model(
+    spec: &ModelSpec,
+    dataset: &Arc<Dataset>,
+    seed: u64,
+) -> Result<(Arc<dyn Objective>, State)> {
+    let objective = build(spec, Arc::clone(dataset))?;
+    let base = State::from_base(objective.tensors(), &objective.base(seed))
+        .context("the base model cannot be represented")?;
+    Ok((Arc::from(objective), base))
+}
+
+/// The scale exponent of the base model's projected gradients, and the seconds of a probe.
+fn measure(
+    manifest: &Manifest,
+    objective: &dyn Objective,
+    base: &State,
+    dataset: &Dataset,
+) -> (i32, f64) {
+    let run = RunId(blake3::derive_key("rumormill v1 scale", manifest.base_hash.as_bytes()));
+    let dim = base.layout().dim();
+    let (mut plus, mut minus) = (vec![0.0; dim], vec![0.0; dim]);
+    let mut scratch = Scratch::default();
+    let mut batch = vec![0; manifest.batch as usize];
+    let started = Instant::now();
+    let mut values: Vec<f64> = (0..SCALE_PROBES)
+        .map(|slot| {
+            let (round, slot) = (Round(0), Slot(slot));
+            let direction = Direction::new(&run, round, slot);
+            base.write_pair(&direction, manifest.epsilon_log2, &mut plus, &mut minus);
+            minibatch(&run, &NodeId([0; 32]), round, slot, dataset.train.rows(), &mut batch);
+            let (up, down) = objective.loss_pair(&plus, &minus, &batch, &mut scratch);
+            projected_gradient(up, down, manifest.epsilon_log2)
+        })
+        .collect();
+    let probe_s = started.elapsed().as_secs_f64() / f64::from(SCALE_PROBES);
+    (lb8::scale_exponent(&mut values).unwrap_or(0).clamp(-60, 60), probe_s)
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A node's own settings: the `[node]` table of `run.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeSettings {
+    /// `digits`, a folder or a file.
+    pub data: String,
+    /// File of held-out rows; empty for none.
+    pub test: String,
+    /// Format of the data file; empty to go by its suffix.
+    pub format: String,
+    /// Addresses to listen on.
+    pub listen: Vec<String>,
+    /// Addresses of peers to begin with.
+    pub peers: Vec<String>,
+    /// Find peers on the local network.
+    pub mdns: bool,
+    /// Find peers through a distributed hash table.
+    pub kad: bool,
+    /// Relay client, hole punching and AutoNAT.
+    pub nat: bool,
+    /// Connections that the node makes itself.
+    pub neighbors: usize,
+    /// Exchanges a second on an edge; 0 for automatic.
+    pub edge_rate_per_s: f64,
+    /// Probes a second; 0 for as fast as compute allows.
+    pub probe_rate_per_s: f64,
+    /// When the disk must have confirmed what was written.
+    pub sync: Sync,
+}
+
+impl Default for NodeSettings {
+    fn default() -> NodeSettings {
+        NodeSettings {
+            data: crate::data::DIGITS.into(),
+            test: String::new(),
+            format: String::new(),
+            listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
+            peers: Vec::new(),
+            mdns: true,
+            kad: true,
+            nat: false,
+            neighbors: 8,
+            edge_rate_per_s: 0.0,
+            probe_rate_per_s: 0.0,
+            sync: Sync::Always,
+        }
+    }
+}
+
+/// `run.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFile {
+    /// The manifest: the same text at every node.
+    pub run: Manifest,
+    /// This node's own settings.
+    #[serde(default)]
+    pub node: NodeSettings,
+}
+
+/// Comment above each key of `[run]`.
+const RUN_COMMENTS: &[(&str, &str)] = &[
+    ("version", "Version of protocol and manifest."),
+    ("name", "A name for people."),
+    ("seed", "Seed of the base model and of the shards."),
+    ("model", "softmax, logistic[:L2] or mlp:H[,H2…]."),
+    ("data", "Name of the data set, for people; each node says in [node] where it is."),
+    ("data_hash", "BLAKE3 of the data set as parsed."),
+    ("base_hash", "BLAKE3 of the base model."),
+    ("data_mode", "public: every node has all rows. private: each its own shard."),
+    ("shards", "public, iid or dirichlet:ALPHA."),
+    ("rounds", "Number of rounds, rounded up to whole heights."),
+    ("rounds_per_height", "E, rounds that are certified together."),
+    ("probes_per_round", "m, probes a node aims at in a round; at most 2m are counted."),
+    ("redundancy_256", "Probes per direction, in units of 1/256."),
+    ("staleness", "Rounds a node may run beyond the ones it has closed."),
+    ("batch", "Rows in the minibatch of a probe."),
+    ("epsilon_log2", "Length of a probe: 2^epsilon_log2."),
+    ("step_24", "Step size, the sum of absolute coefficients of a round, in units of 2^-24."),
+    ("decay_from_permille", "After this part of the run (in 1/1000) the step falls to zero."),
+    ("scale_exponent", "Scale of the first bytes, measured on the base model."),
+    ("selection", "mean, median, nna or nnm."),
+    ("window", "Rounds that the selection looks at."),
+    ("beta_permille", "Momentum factor of the selection window, in 1/1000."),
+    ("instalments", "Which share (in units of 2^-16) of a record is paid out at which age."),
+    ("faulty", "Faulty members to tolerate; without it the most that R >= 3f + 1 allows."),
+    ("founders", "{ minimum = N }: the first N nodes that find each other. { members = [..] }: these."),
+    ("lab", "Whether faults may be injected."),
+];
+
+/// Comment above each key of `[node]`.
+const NODE_COMMENTS: &[(&str, &str)] = &[
+    ("data", "digits (built in), a folder of MNIST-style idx files, a .csv or .libsvm file."),
+    ("test", "File of held-out rows; empty: 20 % of the rows are held out."),
+    ("format", "csv or libsvm, if the suffix does not tell."),
+    ("listen", "Addresses to listen on; port 0 takes a free one."),
+    ("peers", "Addresses of other nodes: /ip4/192.0.2.7/tcp/4001/p2p/12D3…"),
+    ("mdns", "Find nodes on the local network."),
+    ("kad", "Find nodes through those already known."),
+    ("nat", "Relay client, hole punching and AutoNAT."),
+    ("neighbors", "Connections the node makes itself; it accepts more."),
+    ("edge_rate_per_s", "Exchanges a second on an edge; 0: by the speed of the probes."),
+    ("probe_rate_per_s", "Probes a second; 0: as fast as compute allows."),
+    ("sync", "always: the disk confirms one's own signatures before they are sent. never."),
+];
+
+impl RunFile {
+    /// The file's text, every key with its comment.
+    pub fn render(&self) -> Result<String> {
+        let table = toml::Table::try_from(self)?;
+        let mut text = String::from(
+            "# A rumormill run. Every node needs the same [run] table: its hash is the run's\n\
+             # identity, and nodes of different runs refuse each other.\n",
+        );
+        for (name, comments) in [("run", RUN_COMMENTS), ("node", NODE_COMMENTS)] {
+            text += &format!("\n[{name}]\n");
+            let section = table.get(name).and_then(toml::Value::as_table);
+            let section = section.context("a run file has both tables")?;
+            for (key, comment) in comments {
+                if let Some(value) = section.get(*key) {
+                    text += &format!("# {comment}\n{key} = {value}\n");
+                }
+            }
+        }
+        Ok(text)
+    }
+
+    /// Reads a file.
+    pub fn read(path: &Path) -> Result<RunFile> {
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("cannot read {}; `rumormill init` writes one", path.display())
+        })?;
+        let file: RunFile = toml::from_str(&text).map_err(|error| {
+            let message = error.to_string();
+            let message = message.trim_end().replace('\n', "; ");
+            anyhow::anyhow!("{}: {message}", path.display())
+        })?;
+        file.run.check().with_context(|| path.display().to_string())?;
+        Ok(file)
+    }
+
+    /// Loads the data and the base model that the manifest speaks of, and compares their hashes.
+    pub fn prepare(&self) -> Result<Prepared> {
+        let source = DataSource {
+            data: self.node.data.clone(),
+            test: (!self.node.test.is_empty()).then(|| self.node.test.clone().into()),
+            format: match self.node.format.as_str() {
+                "" => None,
+                name => Some(name.parse().map_err(anyhow::Error::msg)?),
+            },
+        };
+        let dataset = Arc::new(source.load()?);
+        let found = hex(&dataset.hash());
+        if found != self.run.data_hash {
+            bail!(
+                "data set {} has hash {found}, the run was made with {} (run.data_hash): use the \
+                 same files",
+                self.node.data,
+                self.run.data_hash
+            );
+        }
+        let spec: ModelSpec = self.run.model.parse()?;
+        let (objective, base) = model(&spec, &dataset, self.run.seed)?;
+        let found = hex(&base.hash());
+        if found != self.run.base_hash {
+            bail!(
+                "the base model has hash {found}, the run was made with {} (run.base_hash): it was \
+                 changed by hand, or made by another version",
+                self.run.base_hash
+            );
+        }
+        let shards = match self.run.data_mode {
+            DataMode::Public => Shards::Public,
+            DataMode::Private => self.run.shards.parse()?,
+        };
+        let task = Task { objective, rows: None, population: dataset.train.rows(), base };
+        Ok(Prepared { manifest: self.run.clone(), dataset, task, shards, probe_s: 0.0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rendered_file_reads_back_and_every_key_has_a_comment() {
+        let file = RunFile {
+            run: Manifest { faulty: Some(0), ..Manifest::template() },
+            node: NodeSettings::default(),
+        };
+        let text = file.render().unwrap();
+        let back: RunFile = toml::from_str(&text).unwrap();
+        assert_eq!(back, file);
+        let table = toml::Table::try_from(&file).unwrap();
+        for (name, comments) in [("run", RUN_COMMENTS), ("node", NODE_COMMENTS)] {
+            for key in table[name].as_table().unwrap().keys() {
+                assert!(comments.iter().any(|(known, _)| known == key), "{name}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_name() {
+        let text = RunFile { run: Manifest::template(), node: NodeSettings::default() }
+            .render()
+            .unwrap()
+            .replace("mdns = true", "mnds = true");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        std::fs::write(&path, text).unwrap();
+        let error = format!("{:#}", RunFile::read(&path).unwrap_err());
+        assert!(error.contains("mnds") && error.contains("run.toml"), "{error}");
+    }
+}

@@ -1,0 +1,409 @@
+//! What a node remembers: its log.
+//!
+//! One append-only file, `ledger.log`: a header that names format and run, then entries, each with
+//! its length, the length's complement, and the first eight bytes of its BLAKE3. Entries are handed to the system before
+//! anything that follows from them is sent, so nothing is lost by `kill -9`; with [`Sync::Always`]
+//! the disk has confirmed them too, so nothing is lost with the power. An entry cut short at the
+//! end of the file was never acted upon and is dropped; damage anywhere else is an error that says
+//! where.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use rumormill::codec;
+use rumormill::height::CertifiedHeight;
+use rumormill::id::RunId;
+use rumormill::protocol::Entry;
+
+/// Name of the log in a data directory.
+pub const LOG_NAME: &str = "ledger.log";
+
+/// First bytes of the log; the last two are the version of its format.
+const MAGIC: [u8; 16] = *b"rumormill log 01";
+
+/// The longest entry: a certified height of the largest roster and segments.
+const ENTRY_LEN_MAX: usize = 256 << 20;
+
+/// Length, its complement, checksum.
+const ENTRY_HEADER_LEN: usize = 16;
+
+/// When the disk must have confirmed what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sync {
+    /// Before one's own signatures leave the node: safe against loss of power.
+    Always,
+    /// Never asked for: safe against the death of the process, not of the machine.
+    Never,
+}
+
+/// Why the log cannot be used. It was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is no log of this format.
+    #[error("{} is not a ledger log of this version of rumormill; use another data directory", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The log belongs to another run.
+    #[error(
+        "{} belongs to run {found}, not to {expected}; use another data directory or the run.toml \
+         it was made with", path.display()
+    )]
+    Run {
+        /// The file.
+        path: PathBuf,
+        /// The run in the file.
+        found: RunId,
+        /// The run of the manifest.
+        expected: RunId,
+    },
+    /// An entry is damaged.
+    #[error(
+        "{} is damaged at byte {offset}: {problem}; move the directory away and start again with \
+         another identity, or restore the file", path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// The log of a node, on disk or in memory.
+pub struct Store {
+    place: Place,
+    /// Entries appended and not yet handed to the system.
+    buffer: Vec<u8>,
+    /// The buffer holds something that this node is about to sign for.
+    urgent: bool,
+    sync: Sync,
+    /// Where each certified height is, by height.
+    index: Vec<(u64, usize)>,
+    len: u64,
+}
+
+enum Place {
+    Memory(Vec<u8>),
+    Disk { file: File, path: PathBuf },
+}
+
+impl Store {
+    /// A log that is forgotten with the process.
+    pub fn memory() -> Store {
+        Store {
+            place: Place::Memory(Vec::new()),
+            buffer: Vec::new(),
+            urgent: false,
+            sync: Sync::Never,
+            index: Vec::new(),
+            len: 0,
+        }
+    }
+
+    /// Opens or creates the log of a run in a data directory, and reads its entries.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn open(
+        directory: &Path,
+        run: RunId,
+        sync: Sync,
+    ) -> Result<(Store, Vec<Entry>), StoreError> {
+        let path = directory.join(LOG_NAME);
+        let io = |action, source| StoreError::Io { action, path: path.clone(), source };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|source| io("open", source))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|source| io("read", source))?;
+        let header = [&MAGIC[..], &run.0].concat();
+        let mut store = Store {
+            place: Place::Disk { file, path: path.clone() },
+            buffer: Vec::new(),
+            urgent: false,
+            sync,
+            index: Vec::new(),
+            len: 0,
+        };
+        if bytes.len() < header.len() && header.starts_with(&bytes) {
+            store.truncate(0)?;
+            store.buffer = header;
+            store.urgent = true;
+            store.flush()?;
+            return Ok((store, Vec::new()));
+        }
+        if bytes.get(..MAGIC.len()) != Some(&MAGIC[..]) {
+            return Err(StoreError::Format { path });
+        }
+        let found = RunId(bytes[MAGIC.len()..header.len()].try_into().expect("32 bytes"));
+        if found != run {
+            return Err(StoreError::Run { path, found, expected: run });
+        }
+        let entries = store.read_entries(&bytes, header.len())?;
+        Ok((store, entries))
+    }
+
+    fn read_entries(&mut self, bytes: &[u8], start: usize) -> Result<Vec<Entry>, StoreError> {
+        let mut entries = Vec::new();
+        let mut at = start;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            let length_damaged = rest.len() >= 8 && word(rest, 0) != !word(rest, 4);
+            let Some(payload) = frame(rest).filter(|_| !length_damaged) else {
+                if length_damaged {
+                    return Err(self.damaged(at, "its length is not plausible".into()));
+                }
+                // Cut short by a crash: nothing that follows from it was sent.
+                tracing::warn!(bytes = rest.len(), "dropped an unfinished entry of the log");
+                self.truncate(at as u64)?;
+                break;
+            };
+            if blake3::hash(payload).as_bytes()[..8] != rest[8..ENTRY_HEADER_LEN] {
+                return Err(self.damaged(at, "its checksum does not match".into()));
+            }
+            let entry: Entry = codec::decode::<Entry, ENTRY_LEN_MAX>(payload)
+                .map_err(|error| self.damaged(at, error.to_string()))?;
+            self.note(&entry, (at + ENTRY_HEADER_LEN) as u64, payload.len());
+            at += ENTRY_HEADER_LEN + payload.len();
+            entries.push(entry);
+        }
+        self.len = at as u64;
+        Ok(entries)
+    }
+
+    fn damaged(&self, offset: usize, problem: String) -> StoreError {
+        let path = match &self.place {
+            Place::Disk { path, .. } => path.clone(),
+            Place::Memory(_) => PathBuf::new(),
+        };
+        StoreError::Damaged { path, offset: offset as u64, problem }
+    }
+
+    fn truncate(&mut self, len: u64) -> Result<(), StoreError> {
+        if let Place::Disk { file, path } = &mut self.place {
+            let shorten = |file: &mut File| {
+                file.set_len(len)?;
+                file.seek(SeekFrom::Start(len)).map(|_| ())
+            };
+            shorten(file).map_err(|source| StoreError::Io {
+                action: "shorten",
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, entry: &Entry, offset: u64, len: usize) {
+        if let Entry::Certified(certified) = entry {
+            let height = certified.height as usize;
+            self.index.truncate(height);
+            if self.index.len() == height {
+                self.index.push((offset, len));
+            }
+        }
+    }
+
+    /// Adds an entry; [`Store::flush`] makes it last.
+    pub fn append(&mut self, entry: &Entry) {
+        let payload = codec::encode(entry);
+        let offset = self.len + (self.buffer.len() + ENTRY_HEADER_LEN) as u64;
+        self.note(entry, offset, payload.len());
+        let len = payload.len() as u32;
+        self.buffer.extend(len.to_le_bytes());
+        self.buffer.extend((!len).to_le_bytes());
+        self.buffer.extend(&blake3::hash(&payload).as_bytes()[..8]);
+        self.buffer.extend(payload);
+        self.urgent |= !matches!(entry, Entry::Certified(_));
+    }
+
+    /// Hands everything appended to the system, and waits for the disk where the policy says so.
+    ///
+    /// # Errors
+    /// The system refused, for instance because the disk is full; nothing that depends on the
+    /// entries may be sent then.
+    pub fn flush(&mut self) -> Result<(), StoreError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        match &mut self.place {
+            Place::Memory(bytes) => bytes.append(&mut self.buffer),
+            Place::Disk { file, path } => {
+                let written = file.write_all(&self.buffer).and_then(|()| {
+                    if self.urgent && self.sync == Sync::Always { file.sync_data() } else { Ok(()) }
+                });
+                written.map_err(|source| StoreError::Io {
+                    action: "write to",
+                    path: path.clone(),
+                    source,
+                })?;
+                self.len += self.buffer.len() as u64;
+                self.buffer.clear();
+            }
+        }
+        if let Place::Memory(bytes) = &self.place {
+            self.len = bytes.len() as u64;
+        }
+        self.urgent = false;
+        Ok(())
+    }
+
+    /// Certified heights from `from` on, of at most about `bytes_max` bytes, at least one if there
+    /// is one.
+    pub fn history(&mut self, from: u64, bytes_max: usize) -> Vec<CertifiedHeight> {
+        let mut heights = Vec::new();
+        let mut used = 0;
+        let wanted: Vec<(u64, usize)> = self.index.iter().skip(from as usize).copied().collect();
+        for (offset, len) in wanted {
+            if used > 0 && used + len > bytes_max {
+                break;
+            }
+            used += len;
+            match self.read(offset, len).map(|bytes| codec::decode::<Entry, ENTRY_LEN_MAX>(&bytes))
+            {
+                Ok(Ok(Entry::Certified(height))) => heights.push(height),
+                problem => {
+                    tracing::error!(offset, ?problem, "cannot read history back from the log");
+                    break;
+                }
+            }
+        }
+        heights
+    }
+
+    fn read(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let start = offset as usize;
+        if offset >= self.len {
+            // Not handed to the system yet.
+            let start = (offset - self.len) as usize;
+            return Ok(self.buffer[start..start + len].to_vec());
+        }
+        match &mut self.place {
+            Place::Memory(bytes) => Ok(bytes[start..start + len].to_vec()),
+            Place::Disk { file, .. } => {
+                let mut bytes = vec![0; len];
+                file.seek(SeekFrom::Start(offset))?;
+                file.read_exact(&mut bytes)?;
+                file.seek(SeekFrom::End(0))?;
+                Ok(bytes)
+            }
+        }
+    }
+}
+
+/// The payload of the entry at the start of `bytes`, or nothing when it is cut short.
+fn frame(bytes: &[u8]) -> Option<&[u8]> {
+    let len = word(bytes.get(..4)?, 0) as usize;
+    bytes.get(ENTRY_HEADER_LEN..ENTRY_HEADER_LEN.checked_add(len)?)
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: RunId = RunId([5; 32]);
+
+    fn certified(height: u64) -> Entry {
+        Entry::Certified(CertifiedHeight {
+            height,
+            segments: Vec::new(),
+            equivocators: Vec::new(),
+            controls: Vec::new(),
+            weight: height + 100,
+            acks: Vec::new(),
+        })
+    }
+
+    fn heights(store: &mut Store) -> Vec<(u64, u64)> {
+        store.history(0, 1 << 20).iter().map(|h| (h.height, h.weight)).collect()
+    }
+
+    #[test]
+    fn entries_survive_and_a_later_one_replaces_a_height_and_all_after_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut store, entries) = Store::open(directory.path(), RUN, Sync::Always).unwrap();
+        assert!(entries.is_empty());
+        let replaced = Entry::Certified(CertifiedHeight {
+            weight: 999,
+            ..match certified(1) {
+                Entry::Certified(height) => height,
+                _ => unreachable!(),
+            }
+        });
+        for entry in [certified(0), certified(1), certified(2), replaced] {
+            store.append(&entry);
+        }
+        let expected = [(0, 100), (1, 999)];
+        assert_eq!(heights(&mut store), expected);
+        store.flush().unwrap();
+        assert_eq!(heights(&mut store), expected);
+        drop(store);
+        let (mut store, entries) = Store::open(directory.path(), RUN, Sync::Always).unwrap();
+        assert_eq!(entries.len(), 4);
+        assert_eq!(heights(&mut store), expected);
+    }
+
+    #[test]
+    fn an_unfinished_entry_is_dropped_and_a_damaged_one_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LOG_NAME);
+        let (mut store, _) = Store::open(directory.path(), RUN, Sync::Never).unwrap();
+        store.append(&certified(0));
+        store.append(&certified(1));
+        store.flush().unwrap();
+        drop(store);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        let (mut store, entries) = Store::open(directory.path(), RUN, Sync::Never).unwrap();
+        assert_eq!(entries.len(), 1);
+        store.append(&certified(1));
+        store.flush().unwrap();
+        drop(store);
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+        let mut flipped = whole.clone();
+        flipped[48 + ENTRY_HEADER_LEN] ^= 1;
+        std::fs::write(&path, &flipped).unwrap();
+        let error = Store::open(directory.path(), RUN, Sync::Never).map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("damaged at byte 48"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), flipped);
+    }
+
+    #[test]
+    fn the_log_of_another_run_and_other_files_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        drop(Store::open(directory.path(), RUN, Sync::Never).unwrap());
+        let error = Store::open(directory.path(), RunId([6; 32]), Sync::Never).map(|_| ());
+        assert!(matches!(error, Err(StoreError::Run { .. })));
+        std::fs::write(
+            directory.path().join(LOG_NAME),
+            b"something else, and longer than a header",
+        )
+        .unwrap();
+        let error = Store::open(directory.path(), RUN, Sync::Never).map(|_| ());
+        assert!(matches!(error, Err(StoreError::Format { .. })));
+    }
+}
