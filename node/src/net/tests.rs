@@ -1,6 +1,8 @@
 //! Networks on real sockets of the loopback interface. Nothing sleeps: each step waits for its
 //! event, within a limit that is only there to fail.
 
+#![allow(clippy::result_large_err, reason = "an event that a test passes over is given back")]
+
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{Read, Write};
 use std::time::Duration;
