@@ -3,7 +3,8 @@
 //! One task owns a [`Network`] and does nothing long between two calls of
 //! [`Network::next_event`]: the connections run in their own tasks, and everything between them
 //! and the owner is bounded. Sending never waits; a full queue is an error at once. Reading never
-//! waits for anything but the owner: if it is slow, the peers' streams fill up and they wait.
+//! waits for anything but the owner: if it is slow, the peers' streams fill up and they wait. An
+//! owner that does not come back for half a minute answers no pings and loses its connections.
 //!
 //! ```no_run
 //! # use rumormill_node::net::{Network, NetworkConfig, NetworkEvent};
@@ -31,9 +32,13 @@
 //! # }
 //! ```
 //!
-//! Frames travel by the [`exchange`] protocol, requests by [`fetch`]; [`redial`] decides when to
-//! try again, [`transport`] what lies below. Nothing here knows what the bytes say: a peer that
-//! sends valid frames with wrong contents is the caller's to [`Network::ban`].
+//! Frames travel by the protocol in `exchange`, requests by `fetch`; `redial` decides when to try
+//! again, `transport` what lies below. Nothing here knows what the bytes say: a peer that sends
+//! valid frames with wrong contents is the caller's to [`Network::ban`].
+//!
+//! Whoever connects and is not refused becomes `Connected`, also when Kademlia dialed it or it came
+//! by itself. Which of them are neighbors is the caller's to decide; [`NetworkConfig::allow`]
+//! decides it beforehand.
 
 mod config;
 mod event;

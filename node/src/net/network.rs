@@ -131,7 +131,7 @@ struct Behaviour {
 }
 
 /// Connections of one peer: the link, one that loses against it, one that is still closing.
-const CONNECTIONS_PER_PEER: u32 = 3;
+const CONNECTIONS_PER_PEER_MAX: usize = 3;
 /// Bans remembered; the one that ends first makes room. Identities are free, memory is not.
 const BANS_MAX: usize = 4096;
 /// Unanswered pings that end a connection.
@@ -432,6 +432,12 @@ impl Network {
         (drained, self.counters())
     }
 
+    /// Connections of all kinds, for tests.
+    #[cfg(test)]
+    pub(super) fn connection_count(&self) -> u32 {
+        self.swarm.network_info().connection_counters().num_established()
+    }
+
     fn next_due(&self) -> Option<Instant> {
         let ban = self.bans.values().min().copied();
         self.redial.next_due().into_iter().chain(ban).min()
@@ -670,8 +676,7 @@ impl Behaviour {
             .with_max_pending_incoming(Some(config.max_pending))
             .with_max_pending_outgoing(Some(config.max_pending))
             // A second connection to a peer lives for a moment.
-            .with_max_established(Some(config.max_peers.saturating_add(config.max_peers / 8 + 1)))
-            .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER));
+            .with_max_established(Some(config.max_peers.saturating_add(config.max_peers / 8 + 1)));
         let exchange = exchange::Limits {
             frame_len_max: config.frame_len_max,
             queue_frames_max: config.queue_len_max,
@@ -679,6 +684,7 @@ impl Behaviour {
             opening_timeout: Duration::from_secs(10),
             openings_max: 3,
             surplus_streams_max: SURPLUS_STREAMS_MAX,
+            connections_per_peer_max: CONNECTIONS_PER_PEER_MAX,
         };
         let codec = RawCodec {
             request_len_max: config.request_len_max,

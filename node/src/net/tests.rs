@@ -1,6 +1,8 @@
 //! Networks on real sockets of the loopback interface. Nothing sleeps: each step waits for its
 //! event, within a limit that is only there to fail.
 
+#![allow(clippy::result_large_err, reason = "an event that a test passes over is given back")]
+
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -9,6 +11,8 @@ use libp2p::futures::StreamExt;
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::request_response;
+use libp2p::swarm::SwarmEvent;
+use libp2p::swarm::dial_opts::DialOpts;
 
 use super::exchange::PROTOCOL;
 use super::fetch::RawCodec;
@@ -332,6 +336,32 @@ async fn garbage_on_a_stream_is_reported_and_costs_the_connection() {
     assert_eq!(a.network.counters().garbage_streams, 1);
     let reason = a.until(disconnected).await;
     assert_eq!(reason, DownReason::Garbage(Garbage::Frame(FrameError::Empty)));
+}
+
+#[tokio::test]
+async fn one_peer_holds_few_connections_even_if_wanted() {
+    let (mut a, address) = Node::start(tcp()).await;
+    let mut impostor = impostor();
+    a.network.want(*impostor.local_peer_id(), Vec::new());
+    for _ in 0..8 {
+        let dial = DialOpts::unknown_peer_id().address(address.clone()).allocate_new_port();
+        impostor.dial(dial.build()).unwrap();
+    }
+    let refused = async {
+        let mut closed = 0;
+        while closed < 5 {
+            tokio::select! {
+                event = impostor.select_next_some() => {
+                    if let SwarmEvent::ConnectionClosed { .. } = event {
+                        closed += 1;
+                    }
+                }
+                event = a.network.next_event() => a.seen.push_back(event),
+            }
+        }
+    };
+    tokio::time::timeout(LIMIT, refused).await.expect("five of eight are refused");
+    assert!(a.network.connection_count() <= 3);
 }
 
 #[tokio::test]

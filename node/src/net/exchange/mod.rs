@@ -59,6 +59,8 @@ pub(super) struct Limits {
     pub(super) openings_max: u32,
     /// Streams a peer may open beside its first, each dropped, before it counts as hostile.
     pub(super) surplus_streams_max: u32,
+    /// Connections of one peer; a further one is refused.
+    pub(super) connections_per_peer_max: usize,
 }
 
 /// The exchange protocol of a swarm.
@@ -126,6 +128,13 @@ pub enum SendError {
         /// The limit.
         max: usize,
     },
+}
+
+/// A peer already has as many connections as one may have.
+#[derive(Debug, thiserror::Error)]
+#[error("the peer already has {max} connections")]
+struct TooManyConnections {
+    max: usize,
 }
 
 /// What happened since the start.
@@ -241,14 +250,20 @@ impl Behaviour {
         peer.connections.iter().find(|connection| connection.id == id)
     }
 
-    fn handler(&mut self, id: ConnectionId) -> Handler {
+    /// The bound is here and not with libp2p's connection limits, because those are lifted for
+    /// wanted peers as a whole.
+    fn handler(&mut self, id: ConnectionId, peer: PeerId) -> Result<Handler, ConnectionDenied> {
         let limits = &self.limits;
+        let max = limits.connections_per_peer_max;
+        if self.peers.get(&peer).is_some_and(|peer| peer.connections.len() >= max) {
+            return Err(ConnectionDenied::new(TooManyConnections { max }));
+        }
         let outbox = Arc::new(Outbox::new(limits.queue_frames_max, limits.queue_bytes_max));
         if self.finishing {
             outbox.finish();
         }
         self.starting.insert(id, outbox.clone());
-        Handler::new(limits.clone(), outbox)
+        Ok(Handler::new(limits.clone(), outbox))
     }
 
     fn on_established(&mut self, event: ConnectionEstablished<'_>) {
@@ -429,22 +444,22 @@ impl NetworkBehaviour for Behaviour {
     fn handle_established_inbound_connection(
         &mut self,
         id: ConnectionId,
-        _peer: PeerId,
+        peer: PeerId,
         _local: &Multiaddr,
         _remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(id))
+        self.handler(id, peer)
     }
 
     fn handle_established_outbound_connection(
         &mut self,
         id: ConnectionId,
-        _peer: PeerId,
+        peer: PeerId,
         _remote: &Multiaddr,
         _role: Endpoint,
         _port_use: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(id))
+        self.handler(id, peer)
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
