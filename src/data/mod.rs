@@ -14,6 +14,7 @@ pub mod csv;
 pub mod holdout;
 pub mod idx;
 pub mod libsvm;
+pub mod shard;
 
 /// The largest number of classes; a larger one is a regression target mistaken for a label.
 pub const CLASSES_MAX: usize = 1000;
