@@ -11,6 +11,7 @@ use ndarray::{Array2, ArrayView1, Axis, Slice};
 use thiserror::Error;
 
 pub mod csv;
+pub mod digits;
 pub mod holdout;
 pub mod idx;
 pub mod libsvm;

@@ -204,3 +204,200 @@ fn is_largest(logits: &[f32], class: usize) -> bool {
     let before = logits[..class].iter().all(|&logit| logit < logits[class]);
     before && logits[class + 1..].iter().all(|&logit| logit <= logits[class])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::digits;
+    use crate::direction::Direction;
+    use crate::id::{NodeId, Round, RunId, Slot};
+    use crate::objective::{ModelSpec, build};
+    use crate::params::{Payout, State, coefficient};
+    use crate::sample::minibatch;
+    use crate::spsa::projected_gradient;
+
+    fn some_digits() -> Arc<Dataset> {
+        let (train, test) = (digits::table(1, 0, 600), digits::table(1, 1, 300));
+        Arc::new(Dataset::assemble("some digits", train, Some(test)).unwrap())
+    }
+
+    /// The same rows with features stored as floats.
+    fn as_floats(dataset: &Dataset) -> Arc<Dataset> {
+        let mut dataset = dataset.clone();
+        for table in [&mut dataset.train, &mut dataset.test] {
+            let mut rows = ndarray::Array2::zeros((table.rows(), table.features.columns()));
+            for (index, mut row) in rows.rows_mut().into_iter().enumerate() {
+                table.features.write_row(index, row.as_slice_mut().unwrap());
+            }
+            table.features = Features::F32(rows);
+        }
+        Arc::new(dataset)
+    }
+
+    #[test]
+    fn untrained_softmax_knows_nothing() {
+        let network = Network::new(some_digits(), &[]);
+        let base = network.base(0);
+        let mut scratch = Scratch::default();
+        let (plus, minus) = network.loss_pair(&base, &base, &[3, 5], &mut scratch);
+        assert!((plus - 10f32.ln()).abs() < 1e-6 && plus == minus, "{plus} {minus}");
+        let evaluation = network.evaluate(&base, Split::Test, &mut scratch);
+        assert!((evaluation.loss - 10f64.ln()).abs() < 1e-6);
+        // Equal logits go to the first class, and every tenth row is a zero.
+        assert_eq!((evaluation.accuracy, evaluation.count), (0.1, 300));
+    }
+
+    #[test]
+    fn probe_and_evaluation_agree() {
+        let dataset = some_digits();
+        for dataset in [as_floats(&dataset), dataset] {
+            for hidden in [&[][..], &[32], &[7, 45, 3]] {
+                let network = Network::new(dataset.clone(), hidden);
+                let mut scratch = Scratch::default();
+                let mut rng = KeyedRng::from_seed("rumormill v1 test", 3, 0);
+                let shaken = |rng: &mut KeyedRng| -> Vec<f32> {
+                    network.base(5).iter().map(|v| v + rng.symmetric(0.05)).collect()
+                };
+                let (plus, minus) = (shaken(&mut rng), shaken(&mut rng));
+                let batch: Vec<u32> = (0..600).collect();
+                let losses = network.loss_pair(&plus, &minus, &batch, &mut scratch);
+                for (params, loss) in [(&plus, losses.0), (&minus, losses.1)] {
+                    let whole = network.evaluate(params, Split::Train, &mut scratch).loss;
+                    assert!((whole - f64::from(loss)).abs() < 1e-5, "{hidden:?} {whole} {loss}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn losses_that_are_not_finite_flow_through() {
+        for hidden in [&[][..], &[8]] {
+            let network = Network::new(some_digits(), hidden);
+            let mut scratch = Scratch::default();
+            for value in [f32::NAN, f32::INFINITY, 1e38] {
+                let mut plus = network.base(0);
+                plus.fill(value);
+                let minus = network.base(0);
+                let (bad, good) = network.loss_pair(&plus, &minus, &[0, 1], &mut scratch);
+                assert!(!bad.is_finite() && good.is_finite(), "{value}: {bad} {good}");
+                assert!(!network.evaluate(&plus, Split::Test, &mut scratch).loss.is_finite());
+            }
+        }
+    }
+
+    #[test]
+    fn base_depends_on_the_seed_alone() {
+        let network = Network::new(some_digits(), &[32]);
+        assert_eq!(network.base(1), network.base(1));
+        assert_ne!(network.base(1), network.base(2));
+        let dim: usize = network.tensors().iter().map(TensorSpec::len).sum();
+        assert_eq!((network.base(1).len(), dim), (8554, 8554));
+    }
+
+    /// First-order SGD with momentum and a rate falling linearly to zero; one row at a time within
+    /// minibatches of 32, straight from the chain rule.
+    fn train_first_order(network: &Network, epochs: usize, rate: f32) -> Vec<f32> {
+        let mut params = network.base(1);
+        let mut velocity = vec![0.0; params.len()];
+        let table = &network.dataset.train;
+        let steps = epochs * table.rows() / 32;
+        let mut rng = KeyedRng::from_seed("rumormill v1 test", 4, 0);
+        let mut rows: Vec<u32> = Vec::new();
+        for step in 0..steps {
+            if rows.len() < 32 {
+                rows = rng.permutation(table.rows() as u32);
+            }
+            let mut gradient = vec![0.0; params.len()];
+            for row in rows.split_off(rows.len() - 32) {
+                add_gradient(network, &params, row as usize, &mut gradient);
+            }
+            let rate = rate * (1.0 - step as f32 / steps as f32) / 32.0;
+            for ((param, velocity), gradient) in params.iter_mut().zip(&mut velocity).zip(gradient)
+            {
+                *velocity = 0.9 * *velocity - rate * gradient;
+                *param += *velocity;
+            }
+        }
+        params
+    }
+
+    fn add_gradient(network: &Network, params: &[f32], row: usize, gradient: &mut [f32]) {
+        let table = &network.dataset.train;
+        let mut activations = vec![vec![0.0; network.dataset.features]];
+        table.features.write_row(row, &mut activations[0]);
+        for (index, layer) in network.layers.iter().enumerate() {
+            let mut outputs = layer.bias(params).to_vec();
+            let inputs = &activations[index];
+            for (input, weights) in inputs.iter().zip(layer.weights(params).chunks(layer.outputs)) {
+                outputs.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += input * weight);
+            }
+            if index + 1 < network.layers.len() {
+                outputs.iter_mut().for_each(|h| *h = h.max(0.0));
+            }
+            activations.push(outputs);
+        }
+        let mut delta = activations.pop().unwrap();
+        let largest = delta.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f32 = delta.iter().map(|logit| (logit - largest).exp()).sum();
+        delta.iter_mut().for_each(|logit| *logit = (*logit - largest).exp() / sum);
+        delta[usize::from(table.labels[row])] -= 1.0;
+        for (layer, inputs) in network.layers.iter().zip(&activations).rev() {
+            let slopes = &mut gradient[layer.offset..];
+            for (input, slopes) in inputs.iter().chain([&1.0]).zip(slopes.chunks_mut(layer.outputs))
+            {
+                slopes.iter_mut().zip(&delta).for_each(|(slope, delta)| *slope += input * delta);
+            }
+            let weights = layer.weights(params).chunks(layer.outputs);
+            let back = inputs.iter().zip(weights).map(|(&input, weights)| {
+                let sum: f32 = weights.iter().zip(&delta).map(|(w, d)| w * d).sum();
+                if input > 0.0 { sum } else { 0.0 }
+            });
+            delta = back.collect();
+        }
+    }
+
+    #[test]
+    fn built_in_task_needs_more_than_a_linear_model() {
+        let dataset = Arc::new(digits::dataset(1));
+        let mut scratch = Scratch::default();
+        let mut accuracy = |hidden: &[usize], epochs, rate| {
+            let network = Network::new(dataset.clone(), hidden);
+            let params = train_first_order(&network, epochs, rate);
+            network.evaluate(&params, Split::Test, &mut scratch).accuracy
+        };
+        let (linear, perceptron) = (accuracy(&[], 4, 0.01), accuracy(&[32], 6, 0.02));
+        println!("first-order SGD: softmax {linear}, mlp:32 {perceptron}");
+        assert!((0.82..0.91).contains(&linear), "{linear}");
+        assert!(perceptron > linear + 0.04, "{perceptron} against {linear}");
+    }
+
+    #[test]
+    fn plain_spsa_lowers_the_loss_of_the_built_in_task() {
+        let objective = build(&ModelSpec::Softmax, some_digits()).unwrap();
+        let mut state = State::from_base(objective.tensors(), &objective.base(0)).unwrap();
+        let dim = state.layout().dim();
+        let (mut plus, mut minus, mut view) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
+        let mut scratch = Scratch::default();
+        let (run, node) = (RunId([1; 32]), NodeId([2; 32]));
+        let mut batch = [0; 64];
+        for round in 0..300 {
+            let payouts: Vec<Payout> = (0..16)
+                .map(|slot| {
+                    let (round, slot) = (Round(round), Slot(slot));
+                    let direction = Direction::new(&run, round, slot);
+                    state.write_pair(&direction, -7, &mut plus, &mut minus);
+                    minibatch(&run, &node, round, slot, 600, &mut batch);
+                    let (l_plus, l_minus) =
+                        objective.loss_pair(&plus, &minus, &batch, &mut scratch);
+                    let slope = projected_gradient(l_plus, l_minus, -7);
+                    Payout { direction, from: 0, to: coefficient(-0.0001 * slope) }
+                })
+                .collect();
+            state.apply(&payouts);
+        }
+        state.write_view(&mut view);
+        let evaluation = objective.evaluate(&view, Split::Test, &mut scratch);
+        println!("plain SPSA, 4800 probes: {evaluation:?}");
+        assert!(evaluation.loss < 1.5 && evaluation.accuracy > 0.55, "{evaluation:?}");
+    }
+}
