@@ -191,25 +191,25 @@ const HANDS: [&[&[Stroke]]; 10] = [
 const CURVE_SEGMENTS: usize = 4;
 
 /// How far control points move, in design units.
-const WOBBLE: f32 = 0.16;
+const WOBBLE: f32 = 0.15;
 
 /// The largest half-angle tangent of a rotation; 0.17 turns by 19 degrees.
-const TURN: f32 = 0.17;
+const TURN: f32 = 0.13;
 
 /// The largest shear.
-const SHEAR: f32 = 0.35;
+const SHEAR: f32 = 0.28;
 
 /// Pixels a design unit is wide and high: the center and how far it varies.
-const SCALE: (f32, f32) = (5.2, 1.3);
+const SCALE: (f32, f32) = (5.2, 1.0);
 
 /// Pixels a digit moves.
-const MOVE: f32 = 1.9;
+const MOVE: f32 = 1.4;
 
 /// Half the width of a stroke in pixels: the center and how far it varies.
 const WIDTH: (f32, f32) = (0.75, 0.35);
 
 /// Noise of a pixel, as a share of full ink.
-const NOISE: f32 = 0.16;
+const NOISE: f32 = 0.08;
 
 fn draw(digit: usize, rng: &mut KeyedRng) -> [f32; SIDE * SIDE] {
     let hands = HANDS[digit];

@@ -368,7 +368,7 @@ mod tests {
         let (linear, perceptron) = (accuracy(&[], 4, 0.01), accuracy(&[32], 6, 0.02));
         println!("first-order SGD: softmax {linear}, mlp:32 {perceptron}");
         assert!((0.82..0.91).contains(&linear), "{linear}");
-        assert!(perceptron > linear + 0.04, "{perceptron} against {linear}");
+        assert!(perceptron > linear + 0.05, "{perceptron} against {linear}");
     }
 
     #[test]
@@ -398,6 +398,6 @@ mod tests {
         state.write_view(&mut view);
         let evaluation = objective.evaluate(&view, Split::Test, &mut scratch);
         println!("plain SPSA, 4800 probes: {evaluation:?}");
-        assert!(evaluation.loss < 1.5 && evaluation.accuracy > 0.55, "{evaluation:?}");
+        assert!(evaluation.loss < 1.9 && evaluation.accuracy > 0.45, "{evaluation:?}");
     }
 }
