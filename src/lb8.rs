@@ -233,8 +233,8 @@ mod tests {
             let typical = 0.6745 * pow2_f64(exponent);
             assert_eq!(scale_exponent(&mut [typical, 1e9 * typical, 0.0]), Some(exponent));
         }
-        assert_eq!(scale_exponent(&mut [-0.6745 * 1.4143]), Some(1));
-        assert_eq!(scale_exponent(&mut [-0.6745 * 1.4142]), Some(0));
+        assert_eq!(scale_exponent(&mut [-0.6745 * 1.415]), Some(1));
+        assert_eq!(scale_exponent(&mut [-0.6745 * 1.414]), Some(0));
         assert_eq!(scale_exponent(&mut [f64::NAN, -0.6745, f64::INFINITY]), Some(0));
         assert_eq!(scale_exponent(&mut [5e-324]), Some(EXPONENT_MIN));
         assert_eq!(scale_exponent(&mut [f64::MAX]), Some(EXPONENT_MAX));

@@ -163,8 +163,8 @@ impl State {
         for spec in specs {
             let (offset, len) = (values.len(), spec.len());
             let base = &base[offset..offset + len];
-            // The negated comparison also finds NaN.
-            if let Some(index) = base.iter().position(|value| !(value.abs() <= MAGNITUDE_MAX)) {
+            let unfit = |value: &f32| value.is_nan() || value.abs() > MAGNITUDE_MAX;
+            if let Some(index) = base.iter().position(unfit) {
                 let value = base[index];
                 return Err(StateError::Value { tensor: spec.name, index, value });
             }

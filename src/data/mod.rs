@@ -11,9 +11,11 @@ use ndarray::{Array2, ArrayView1, Axis, Slice};
 use thiserror::Error;
 
 pub mod csv;
+pub mod digits;
 pub mod holdout;
 pub mod idx;
 pub mod libsvm;
+pub mod shard;
 
 /// The largest number of classes; a larger one is a regression target mistaken for a label.
 pub const CLASSES_MAX: usize = 1000;

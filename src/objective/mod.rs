@@ -1,1 +1,253 @@
 //! Objectives: what a probe measures.
+//!
+//! An [`Objective`] holds the data and says how parameters become a loss. The protocol never calls it: it
+//! asks for a probe and is told two losses, which need not agree between machines to the last bit
+//! (they use the platform's `exp` and a matrix product of the machine's width). What must agree,
+//! the base model, does: [`Objective::base`] uses no maths library but `sqrt`.
+//!
+//! A loss that is not finite is a value like any other and flows through.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::data::{Dataset, Table};
+pub use crate::params::TensorSpec;
+
+mod kernel;
+mod logistic;
+mod network;
+
+pub use logistic::Logistic;
+pub use network::Network;
+
+/// A model on a data set: the losses of a minibatch, and the quality over a whole table.
+pub trait Objective: Send + Sync {
+    /// The tensors of the model, in the order of the flat parameters.
+    fn tensors(&self) -> Vec<TensorSpec>;
+
+    /// The initial parameters: the same for the same seed on every platform.
+    fn base(&self, seed: u64) -> Vec<f32>;
+
+    /// The mean losses over a minibatch at two parameter vectors, `plus` and `minus`.
+    ///
+    /// `batch` holds rows of the training table. Nothing is allocated once `scratch` has served a
+    /// probe of this objective.
+    ///
+    /// # Panics
+    /// If a vector is not as long as the tensors together, the batch is empty or a row too large.
+    fn loss_pair(
+        &self,
+        plus: &[f32],
+        minus: &[f32],
+        batch: &[u32],
+        scratch: &mut Scratch,
+    ) -> (f32, f32);
+
+    /// Loss and accuracy over all rows of a table.
+    ///
+    /// # Panics
+    /// If `params` is not as long as the tensors together.
+    fn evaluate(&self, params: &[f32], split: Split, scratch: &mut Scratch) -> Evaluation;
+}
+
+/// Which table of the data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split {
+    /// The rows trained on.
+    Train,
+    /// The rows held out.
+    Test,
+}
+
+impl Split {
+    fn table(self, dataset: &Dataset) -> &Table {
+        match self {
+            Split::Train => &dataset.train,
+            Split::Test => &dataset.test,
+        }
+    }
+}
+
+/// The quality of a model over a table.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// The mean loss, in nats; with its penalty where the model has one.
+    pub loss: f64,
+    /// The share of rows whose class is the most likely one.
+    pub accuracy: f64,
+    /// The number of rows.
+    pub count: usize,
+}
+
+/// Buffers that probes reuse; one a thread.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// The non-zero inputs of a layer, at the plus or at both ends.
+    inputs: kernel::Sparse,
+    /// The non-zero inputs of a layer at the minus end.
+    inputs_minus: kernel::Sparse,
+    /// The first layer's biases with what the features' offset adds to them.
+    bias: Vec<f32>,
+    bias_minus: Vec<f32>,
+    /// A layer's outputs.
+    outputs: Vec<f32>,
+    outputs_minus: Vec<f32>,
+    /// Rows and activations of an evaluation, a block of rows at a time.
+    block: [Vec<f32>; 2],
+}
+
+/// The name of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ModelSpec {
+    /// `softmax`: multinomial logistic regression.
+    Softmax,
+    /// `logistic`, or `logistic:MU` with a penalty of `MU/2 · |weights|²`: two classes.
+    Logistic {
+        /// The penalty's factor, at least zero.
+        l2: f64,
+    },
+    /// `mlp:H[,H2…]`: hidden layers of these sizes with rectified units, then softmax.
+    Mlp {
+        /// The sizes, first hidden layer first.
+        hidden: Vec<usize>,
+    },
+}
+
+/// The largest size of a hidden layer; a guess at what one-scalar updates can still train.
+pub const HIDDEN_MAX: usize = 4096;
+
+/// The largest number of hidden layers.
+pub const DEPTH_MAX: usize = 8;
+
+/// The largest number of parameters: 1 GiB as `f32`.
+pub const PARAMETERS_MAX: usize = 1 << 28;
+
+/// Why a text names no model.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ModelSpecError {
+    /// Another word.
+    #[error("unknown model {0:?}; known are softmax, logistic[:L2] and mlp:H[,H2…]")]
+    Unknown(String),
+    /// A hidden layer of no possible size.
+    #[error("hidden layer size {0:?} is not a number from 1 to {HIDDEN_MAX}")]
+    Hidden(String),
+    /// Too many hidden layers.
+    #[error("{0} hidden layers; at most {DEPTH_MAX} are supported")]
+    Depth(usize),
+    /// A penalty that is none.
+    #[error("penalty {0:?} of the logistic model is not a number from 0 on")]
+    Penalty(String),
+}
+
+impl FromStr for ModelSpec {
+    type Err = ModelSpecError;
+
+    fn from_str(text: &str) -> Result<ModelSpec, ModelSpecError> {
+        let (word, rest) = match text.split_once(':') {
+            Some((word, rest)) => (word, Some(rest)),
+            None => (text, None),
+        };
+        match (word, rest) {
+            ("softmax", None) => Ok(ModelSpec::Softmax),
+            ("logistic", None) => Ok(ModelSpec::Logistic { l2: 0.0 }),
+            ("logistic", Some(l2)) => match l2.parse() {
+                Ok(l2) if (0.0..f64::INFINITY).contains(&l2) => Ok(ModelSpec::Logistic { l2 }),
+                _ => Err(ModelSpecError::Penalty(l2.to_owned())),
+            },
+            ("mlp", Some(sizes)) => {
+                let hidden: Vec<usize> =
+                    sizes.split(',').map(hidden_size).collect::<Result<_, _>>()?;
+                if hidden.len() > DEPTH_MAX {
+                    return Err(ModelSpecError::Depth(hidden.len()));
+                }
+                Ok(ModelSpec::Mlp { hidden })
+            }
+            _ => Err(ModelSpecError::Unknown(text.to_owned())),
+        }
+    }
+}
+
+fn hidden_size(text: &str) -> Result<usize, ModelSpecError> {
+    let size = text.parse().ok().filter(|size| (1..=HIDDEN_MAX).contains(size));
+    size.ok_or_else(|| ModelSpecError::Hidden(text.to_owned()))
+}
+
+impl fmt::Display for ModelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelSpec::Softmax => f.write_str("softmax"),
+            ModelSpec::Logistic { l2: 0.0 } => f.write_str("logistic"),
+            ModelSpec::Logistic { l2 } => write!(f, "logistic:{l2:?}"),
+            ModelSpec::Mlp { hidden } => {
+                f.write_str("mlp")?;
+                hidden
+                    .iter()
+                    .zip(std::iter::once(':').chain(std::iter::repeat(',')))
+                    .try_for_each(|(size, separator)| write!(f, "{separator}{size}"))
+            }
+        }
+    }
+}
+
+/// Why a model cannot be had on a data set.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum BuildError {
+    /// The logistic model tells two classes apart.
+    #[error("the logistic model needs 2 classes, the data have {0}; use softmax")]
+    Classes(usize),
+    /// A model beyond [`PARAMETERS_MAX`].
+    #[error("the model has {0} parameters; at most {PARAMETERS_MAX} are supported")]
+    Parameters(usize),
+}
+
+/// The objective of a model on a data set.
+///
+/// # Errors
+/// If the model does not fit the number of classes, or is too large.
+pub fn build(spec: &ModelSpec, dataset: Arc<Dataset>) -> Result<Box<dyn Objective>, BuildError> {
+    let objective: Box<dyn Objective> = match spec {
+        ModelSpec::Softmax => Box::new(Network::new(dataset, &[])),
+        ModelSpec::Mlp { hidden } => Box::new(Network::new(dataset, hidden)),
+        ModelSpec::Logistic { .. } if dataset.classes != 2 => {
+            return Err(BuildError::Classes(dataset.classes));
+        }
+        ModelSpec::Logistic { l2 } => Box::new(Logistic::new(dataset, *l2)),
+    };
+    let parameters =
+        objective.tensors().iter().fold(0usize, |sum, tensor| sum.saturating_add(tensor.len()));
+    if parameters > PARAMETERS_MAX {
+        return Err(BuildError::Parameters(parameters));
+    }
+    Ok(objective)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn model_names_survive_a_round_trip() {
+        for name in ["softmax", "logistic", "logistic:0.001", "mlp:32", "mlp:64,32,1"] {
+            assert_eq!(name.parse::<ModelSpec>().unwrap().to_string(), name);
+        }
+        assert_eq!("logistic:1e-3".parse(), Ok(ModelSpec::Logistic { l2: 1e-3 }));
+    }
+
+    #[test]
+    fn wrong_model_names_are_refused() {
+        let error = |text: &str| text.parse::<ModelSpec>().unwrap_err();
+        for text in ["", "mlp", "softmax:1", "cnn:3"] {
+            assert_eq!(error(text), ModelSpecError::Unknown(text.to_owned()));
+        }
+        for size in ["", "0", "-1", "4097", "x"] {
+            assert_eq!(error(&format!("mlp:8,{size}")), ModelSpecError::Hidden(size.to_owned()));
+        }
+        assert_eq!(error("mlp:1,1,1,1,1,1,1,1,1"), ModelSpecError::Depth(9));
+        for l2 in ["-1", "nan", "inf"] {
+            assert_eq!(error(&format!("logistic:{l2}")), ModelSpecError::Penalty(l2.to_owned()));
+        }
+    }
+}
