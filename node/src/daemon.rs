@@ -185,6 +185,8 @@ pub struct Daemon {
     started: Instant,
     timeout: Option<Duration>,
     requests: BTreeMap<RequestId, NodeId>,
+    /// libp2p names of the connected neighbors.
+    links: BTreeMap<NodeId, PeerId>,
     offences: BTreeMap<NodeId, u32>,
     /// Peers dialled because they were found.
     sought: BTreeSet<PeerId>,
@@ -240,6 +242,7 @@ impl Daemon {
             started: Instant::now(),
             timeout: setup.timeout,
             requests: BTreeMap::new(),
+            links: BTreeMap::new(),
             offences: BTreeMap::new(),
             sought: BTreeSet::new(),
             stop,
@@ -434,7 +437,7 @@ impl Daemon {
             Output::Send { to, bytes } => {
                 // Nothing leaves before what it follows from is written.
                 self.store.flush()?;
-                let sent = peer_of(to).map(|peer| self.network.send(peer, bytes));
+                let sent = self.links.get(&to).map(|peer| self.network.send(*peer, bytes));
                 if !matches!(sent, Some(Ok(()))) {
                     return Ok(Some(Input::NotSent(to)));
                 }
@@ -549,12 +552,14 @@ impl Daemon {
             NetworkEvent::Connected { peer, address } => {
                 debug!(%peer, %address, "connected");
                 if let Some(node) = self.neighbor(peer) {
+                    self.links.insert(node, peer);
                     self.feed(Input::Connected(node))?;
                 }
             }
             NetworkEvent::Disconnected { peer, reason } => {
                 debug!(%peer, %reason, "disconnected");
                 if let Some(node) = node_of(peer) {
+                    self.links.remove(&node);
                     self.feed(Input::Disconnected(node))?;
                 }
                 if matches!(reason, DownReason::Finished) {

@@ -8,6 +8,9 @@ use std::str::FromStr;
 use flate2::read::MultiGzDecoder;
 use rumormill::data::{AssembleError, Dataset, Raw, csv, digits, idx, libsvm};
 
+/// Seed of the built-in task: everybody draws the same digits.
+const DIGITS_SEED: u64 = 1;
+
 /// The name of the built-in task.
 pub const DIGITS: &str = "digits";
 
@@ -23,6 +26,16 @@ pub enum DataFormat {
     Csv,
     /// `label index:value …`.
     Libsvm,
+}
+
+impl std::fmt::Display for DataFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            DataFormat::Idx => "idx",
+            DataFormat::Csv => "csv",
+            DataFormat::Libsvm => "libsvm",
+        })
+    }
 }
 
 impl FromStr for DataFormat {
@@ -105,7 +118,7 @@ impl DataSource {
     /// See [`DataError`]; each names the file.
     pub fn load(&self) -> Result<Dataset, DataError> {
         if self.data == DIGITS {
-            return Ok(digits::dataset(digits::SEED));
+            return Ok(digits::dataset(DIGITS_SEED));
         }
         let path = Path::new(&self.data);
         let metadata = std::fs::metadata(path)
@@ -144,10 +157,10 @@ fn idx_pair(folder: &Path, part: &str) -> Result<Raw, DataError> {
     let images = find(folder, &format!("{part}-images-idx3-ubyte"))?;
     let labels = find(folder, &format!("{part}-labels-idx1-ubyte"))?;
     let parse = |path: &Path, problem: String| DataError::Parse { path: path.into(), problem };
-    let pixels = idx::parse_images(&read(&images)?)
-        .map_err(|error| parse(&images, error.to_string()))?;
-    let classes = idx::parse_labels(&read(&labels)?)
-        .map_err(|error| parse(&labels, error.to_string()))?;
+    let pixels =
+        idx::parse_images(&read(&images)?).map_err(|error| parse(&images, error.to_string()))?;
+    let classes =
+        idx::parse_labels(&read(&labels)?).map_err(|error| parse(&labels, error.to_string()))?;
     if pixels.nrows() != classes.len() {
         let problem = format!("{} labels for {} images", classes.len(), pixels.nrows());
         return Err(parse(&labels, problem));

@@ -110,14 +110,24 @@ impl Identity {
         let path = directory.join(FILE_NAME);
         match Self::load(&path) {
             Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                let failed = |source| IdentityError::Create { path: path.clone(), source };
-                fs::create_dir_all(directory).map_err(failed)?;
-                create(directory, &path, &Self::generate()).map_err(failed)?;
+                Self::generate().save(directory)?;
                 // Whoever was first has written the file that counts.
                 Self::load(&path)
             }
             loaded => loaded,
         }
+    }
+
+    /// Writes the identity into a directory, which is made if it does not exist. An identity that
+    /// is already there stays.
+    ///
+    /// # Errors
+    /// If the file cannot be created.
+    pub fn save(&self, directory: &Path) -> Result<(), IdentityError> {
+        let path = directory.join(FILE_NAME);
+        let failed = |source| IdentityError::Create { path: path.clone(), source };
+        fs::create_dir_all(directory).map_err(failed)?;
+        create(directory, &path, self).map_err(failed)
     }
 
     /// Reads an identity from its file.

@@ -1,7 +1,19 @@
 //! The rumormill daemon: sockets, disk and command line around the pure protocol.
+//!
+//! A node is one [`daemon::Daemon`]: a loop around a `Protocol` value, with [`net`] for sockets,
+//! [`evaluator`] for compute and [`store`] for disk. The commands start one ([`node`]) or many
+//! ([`local`]).
 
+pub mod cli;
 pub mod daemon;
+pub mod data;
 pub mod evaluator;
 pub mod identity;
+pub mod init;
+pub mod local;
 pub mod net;
+pub mod node;
+mod processes;
+pub mod report;
+pub mod run;
 pub mod store;

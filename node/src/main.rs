@@ -1,3 +1,7 @@
 //! The command line of rumormill.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rumormill_node::cli::main()
+}

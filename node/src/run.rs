@@ -150,8 +150,8 @@ impl RunArgs {
             }
             // A node makes between m and 2m probes a round; a third of the time goes elsewhere.
             let parallel = cores.min(members).max(1) as f64;
-            let round_s = f64::from(self.probes_per_round) * 2.0 * probe_s * members as f64
-                / parallel;
+            let round_s =
+                f64::from(self.probes_per_round) * 2.0 * probe_s * members as f64 / parallel;
             manifest.rounds = ((seconds / round_s) as u64).max(1);
         }
         manifest.check()?;
@@ -302,7 +302,10 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
     ("beta_permille", "Momentum factor of the selection window, in 1/1000."),
     ("instalments", "Which share (in units of 2^-16) of a record is paid out at which age."),
     ("faulty", "Faulty members to tolerate; without it the most that R >= 3f + 1 allows."),
-    ("founders", "{ minimum = N }: the first N nodes that find each other. { members = [..] }: these."),
+    (
+        "founders",
+        "{ minimum = N }: the first N nodes that find each other. { members = [..] }: these.",
+    ),
     ("lab", "Whether faults may be injected."),
 ];
 

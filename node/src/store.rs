@@ -38,6 +38,17 @@ pub enum Sync {
     Never,
 }
 
+impl std::str::FromStr for Sync {
+    type Err = String;
+    fn from_str(name: &str) -> Result<Sync, String> {
+        match name {
+            "always" => Ok(Sync::Always),
+            "never" => Ok(Sync::Never),
+            _ => Err(format!("'{name}' is neither always nor never")),
+        }
+    }
+}
+
 /// Why the log cannot be used. It was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {

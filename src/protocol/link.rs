@@ -635,8 +635,9 @@ impl Protocol {
                 state.grown = true;
                 let segment = state.ledger.segment(origin).expect("just extended");
                 let news = &segment.bytes[before..];
-                self.stats.accepted +=
-                    news.iter().filter(|&&byte| byte != crate::lb8::ABSTAIN).count() as u64;
+                let records = news.iter().filter(|&&byte| byte != crate::lb8::ABSTAIN).count();
+                self.stats.accepted += records as u64;
+                self.stats.accepted_bytes += (records * size_of::<u8>()) as u64;
                 let mut start = 0;
                 let mut changed = Vec::new();
                 for (within, &count) in segment.counts.iter().enumerate() {

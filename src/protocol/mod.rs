@@ -58,6 +58,8 @@ pub struct Stats {
     pub probes: u64,
     /// Records of others accepted for the first time, abstentions left out.
     pub accepted: u64,
+    /// Bytes of these records.
+    pub accepted_bytes: u64,
     /// Records received again.
     pub duplicates: u64,
     /// Bytes of all frames sent.

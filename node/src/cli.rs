@@ -1,0 +1,110 @@
+//! The command line: what people type, exit codes, logs.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand, ValueEnum};
+use tracing_subscriber::EnvFilter;
+
+use crate::{init, local, node};
+
+/// Train one model on many machines by gossip, one byte at a time.
+///
+/// Exit codes: 0 fine; 1 failed; 2 usage; 3 honest nodes disagree or the end was not certified;
+/// 4 no peer could be reached.
+#[derive(Parser)]
+#[command(name = "rumormill", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// How much is logged on stderr: error, warn, info, debug, trace, or by module
+    #[arg(long, global = true, env = "RUMORMILL_LOG")]
+    log: Option<String>,
+    /// How logs are written
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Local(Box<local::LocalArgs>),
+    Init(Box<init::InitArgs>),
+    Node(Box<node::NodeArgs>),
+    Id(node::IdArgs),
+}
+
+/// A mistake on the command line that the parser cannot see; ends with exit code 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Usage(String);
+
+/// Fails with a usage error.
+///
+/// # Errors
+/// Always.
+pub fn usage(message: String) -> Result<()> {
+    Err(Usage(message).into())
+}
+
+/// No peer could be reached; ends with exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unreachable(pub(crate) String);
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let default = match cli.command {
+        Command::Local(_) => "warn",
+        _ => "info",
+    };
+    if let Err(problem) = start_log(cli.log.as_deref().unwrap_or(default), cli.log_format) {
+        eprintln!("error: --log: {problem}");
+        return ExitCode::from(2);
+    }
+    let result = match &cli.command {
+        Command::Local(args) => local::run(args),
+        Command::Init(args) => init::run(args),
+        Command::Node(args) => node::run(args),
+        Command::Id(args) => node::print_id(args),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(match error {
+                _ if error.is::<Usage>() => 2,
+                _ if error.is::<Unreachable>() => 4,
+                _ => 1,
+            })
+        }
+    }
+}
+
+fn start_log(level: &str, format: LogFormat) -> Result<(), String> {
+    // A bare level is for this program; the libraries' own chatter is shown on request only.
+    let directives = match level {
+        "error" | "warn" | "info" | "debug" | "trace" => {
+            format!("warn,libp2p=error,rumormill={level},rumormill_node={level}")
+        }
+        other => other.into(),
+    };
+    let filter = EnvFilter::try_new(directives).map_err(|error| error.to_string())?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    match format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! `rumormill init`: writes a commented `run.toml`.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use rumormill::manifest::Founders;
+
+use crate::run::{NodeSettings, RunArgs, RunFile};
+
+/// Write a commented run.toml that every node of the run needs.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InitArgs {
+    /// The file to write
+    #[arg(long, default_value = "run.toml", value_name = "FILE")]
+    pub out: PathBuf,
+    /// The run starts when so many nodes have found each other
+    #[arg(long, default_value_t = 3)]
+    pub members: u16,
+    /// Write over an existing file
+    #[arg(long)]
+    pub force: bool,
+    /// What to train.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Runs the command.
+pub fn run(args: &InitArgs) -> Result<u8> {
+    if args.out.exists() && !args.force {
+        bail!("{} exists; --force writes over it, --out names another", args.out.display());
+    }
+    let prepared = args.run.prepare(Founders::Minimum(args.members), usize::from(args.members))?;
+    let absolute = |path: &str| match std::fs::canonicalize(path) {
+        Ok(path) if args.run.data != crate::data::DIGITS => path.to_string_lossy().into_owned(),
+        _ => path.to_owned(),
+    };
+    let test = args.run.test.as_ref().map(|test| absolute(&test.to_string_lossy()));
+    let format = args.run.format.map(|format| format.to_string());
+    let file = RunFile {
+        node: NodeSettings {
+            data: absolute(&args.run.data),
+            test: test.unwrap_or_default(),
+            format: format.unwrap_or_default(),
+            ..NodeSettings::default()
+        },
+        run: prepared.manifest,
+    };
+    write_atomically(&args.out, &file.render()?)?;
+    eprintln!(
+        "wrote {} (run {}); start {} nodes with `rumormill node --run {} --data-dir DIR`",
+        args.out.display(),
+        &file.run.run_id().to_string()[..12],
+        args.members,
+        args.out.display()
+    );
+    Ok(0)
+}
+
+/// Writes a whole file or nothing.
+pub(crate) fn write_atomically(path: &std::path::Path, text: &str) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(std::path::Path::new("."));
+    let name = path.file_name().context("the output has no file name")?.to_string_lossy();
+    let part = folder.join(format!(".{name}.{}.part", std::process::id()));
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&part)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&part, path)
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&part);
+        anyhow::anyhow!("cannot write {}: {error}", path.display())
+    })
+}

@@ -1,0 +1,302 @@
+//! `rumormill local`: a whole run on one machine, every node with its own swarm and sockets.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use libp2p::Multiaddr;
+use rumormill::manifest::Founders;
+use rumormill::protocol::{Config, EdgeRate, GradientClock};
+use rumormill::time::Time;
+use rumormill_topology::Topology;
+use rumormill_topology::family::{Family, Parameters, generate};
+use rumormill_topology::format::{Format, parse};
+
+use crate::daemon::{Daemon, Handle, Neighbors, Outcome, Setup};
+use crate::identity::Identity;
+use crate::net::NetworkConfig;
+use crate::node::network_limits;
+use crate::report::{NodeLine, Summary};
+use crate::run::{Prepared, RunArgs};
+use crate::store::Store;
+
+/// The most nodes in one process: beyond it, the sockets of a complete graph run out of files.
+const NODES_MAX: usize = 256;
+
+/// Train on this machine: N nodes with their own sockets on the loopback interface.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LocalArgs {
+    /// Number of nodes (default 8, or as many as the topology file has)
+    #[arg(long)]
+    pub nodes: Option<usize>,
+    /// Graph: complete, ring, line, star, grid, …
+    #[arg(long, default_value = "ring", conflicts_with = "topology")]
+    pub family: Family,
+    /// Graph from a file: petgraph JSON, edge list, …
+    #[arg(long, value_name = "FILE")]
+    pub topology: Option<PathBuf>,
+    /// Exchanges a second on an average edge (default: by the speed of the probes)
+    #[arg(long)]
+    pub edge_rate: Option<f64>,
+    /// Probes a second and node (default: as fast as compute allows)
+    #[arg(long)]
+    pub probe_rate: Option<f64>,
+    /// Exchanges on an edge in the time of a round's probes
+    #[arg(long, default_value_t = 3.0, conflicts_with = "edge_rate")]
+    pub exchanges_per_round: f64,
+    /// Own records that are signed together
+    #[arg(long, default_value_t = 64)]
+    pub block: usize,
+    /// Use QUIC instead of TCP
+    #[arg(long)]
+    pub quic: bool,
+    /// Start real child processes instead of tasks
+    #[arg(long)]
+    pub processes: bool,
+    /// Give up after so many seconds
+    #[arg(long, default_value_t = 900.0)]
+    pub timeout: f64,
+    /// Print one JSON object on stdout and nothing else there
+    #[arg(long)]
+    pub json: bool,
+    /// What to train.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// The graph that the arguments ask for.
+pub fn topology(args: &LocalArgs) -> Result<Topology> {
+    let topology = match &args.topology {
+        Some(path) => {
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read topology {}", path.display()))?;
+            let format = Format::from_path_suffix(&path.to_string_lossy());
+            let parsed =
+                parse(&text, format).with_context(|| format!("topology {}", path.display()))?;
+            for warning in &parsed.warnings {
+                tracing::warn!("{}: {warning}", path.display());
+            }
+            let nodes = parsed.topology.node_count();
+            if let Some(asked) = args.nodes.filter(|&asked| asked != nodes) {
+                crate::cli::usage(format!(
+                    "--nodes {asked} does not agree with {}, which has {nodes} nodes; leave \
+                     --nodes out",
+                    path.display()
+                ))?;
+            }
+            parsed.topology
+        }
+        None => {
+            let nodes = args.nodes.unwrap_or(8);
+            if nodes == 0 {
+                crate::cli::usage("--nodes is 0, at least one node is needed".into())?;
+            }
+            match generate(args.family, nodes, Parameters::default(), args.run.seed) {
+                // A ring or grid of one or two nodes is what people mean by a small run.
+                Err(_) if nodes <= 2 => generate(Family::Line, nodes, Parameters::default(), 0)?,
+                made => {
+                    made.with_context(|| format!("--family {} --nodes {nodes}", args.family))?
+                }
+            }
+        }
+    };
+    topology.require_connected()?;
+    if topology.node_count() > NODES_MAX {
+        bail!(
+            "{} nodes are too many for one machine's sockets; at most {NODES_MAX}",
+            topology.node_count()
+        );
+    }
+    Ok(topology)
+}
+
+/// The identity of a local node: from the run's seed, so that runs can be repeated.
+pub fn identity(seed: u64, index: usize) -> Identity {
+    let mut input = seed.to_le_bytes().to_vec();
+    input.extend((index as u64).to_le_bytes());
+    Identity::from_seed(blake3::derive_key("rumormill v1 local identity", &input))
+}
+
+/// Settings of a local node's protocol.
+pub fn config(args: &LocalArgs, index: usize) -> Config {
+    let mut seed = args.run.seed.to_le_bytes().to_vec();
+    seed.extend((index as u64).to_le_bytes());
+    Config {
+        clock_seed: blake3::derive_key("rumormill v1 local clock", &seed),
+        gradient: args.probe_rate.map_or(GradientClock::Auto, GradientClock::PerSecond),
+        edge_rate: args
+            .edge_rate
+            .map_or(EdgeRate::PerRound(args.exchanges_per_round), EdgeRate::PerSecond),
+        block: args.block.max(1),
+        patience: Time::from_millis(3_000),
+        ..Config::default()
+    }
+}
+
+/// Runs the command. The exit code is 0 when all honest nodes agree, 3 otherwise.
+pub fn run(args: &LocalArgs) -> Result<u8> {
+    for (name, rate) in [("--edge-rate", args.edge_rate), ("--probe-rate", args.probe_rate)] {
+        if rate.is_some_and(|rate| !(rate > 0.0 && rate.is_finite())) {
+            crate::cli::usage(format!("{name} must be a positive number"))?;
+        }
+    }
+    if !(args.timeout > 0.0 && args.timeout < 1e9 && args.exchanges_per_round > 0.0) {
+        crate::cli::usage("--timeout and --exchanges-per-round must be positive".into())?;
+    }
+    let topology = topology(args)?;
+    let identities: Vec<Identity> =
+        (0..topology.node_count()).map(|index| identity(args.run.seed, index)).collect();
+    let founders = Founders::Members(identities.iter().map(Identity::node_id).collect());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let prepared = args.run.prepare(founders, cores)?;
+    let rounds = prepared.manifest.rounds_total();
+    announce(args, &topology, &prepared);
+    let started = Instant::now();
+    let lines = if args.processes {
+        crate::processes::run(args, &topology, &identities, &prepared)?
+    } else {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(cores.min(topology.node_count()))
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        runtime.block_on(tasks(args, &topology, identities, prepared))?
+    };
+    let summary = Summary::new(rounds, started.elapsed().as_secs_f64(), lines);
+    if args.json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        print!("{}", summary.to_text());
+    }
+    Ok(if summary.agreement.identical { 0 } else { 3 })
+}
+
+fn announce(args: &LocalArgs, topology: &Topology, prepared: &Prepared) {
+    let manifest = &prepared.manifest;
+    eprintln!(
+        "{} nodes, {} edges; {} on {} ({} parameters, {} rows to train on, {} held out, {} shards); \
+         {} rounds of {} directions",
+        topology.node_count(),
+        topology.edge_count(),
+        manifest.model,
+        manifest.data,
+        prepared.task.base.layout().dim(),
+        prepared.dataset.train.rows(),
+        prepared.dataset.test.rows(),
+        args.run.shards,
+        manifest.rounds_total(),
+        rumormill::round::directions(manifest, topology.node_count()),
+    );
+}
+
+/// All nodes as tasks of this process.
+async fn tasks(
+    args: &LocalArgs,
+    topology: &Topology,
+    identities: Vec<Identity>,
+    prepared: Prepared,
+) -> Result<Vec<NodeLine>> {
+    let nodes = identities.len();
+    let listen: Multiaddr = match args.quic {
+        true => "/ip4/127.0.0.1/udp/0/quic-v1".parse()?,
+        false => "/ip4/127.0.0.1/tcp/0".parse()?,
+    };
+    let labels = Arc::new(prepared.dataset.train.labels.clone());
+    let ids: Vec<_> = identities.iter().map(Identity::node_id).collect();
+    let mut daemons = Vec::with_capacity(nodes);
+    let mut handles = Vec::with_capacity(nodes);
+    let mut addresses = Vec::with_capacity(nodes);
+    for (index, identity) in identities.into_iter().enumerate() {
+        let allow = topology.neighbors(index).into_iter().map(|at| ids[at]);
+        let allow = allow.filter_map(crate::identity::peer_of).collect();
+        let network = NetworkConfig {
+            listen: vec![listen.clone()],
+            allow: Some(allow),
+            ..network_limits(NetworkConfig::loopback())
+        };
+        let setup = Setup {
+            manifest: prepared.manifest.clone(),
+            identity,
+            config: config(args, index),
+            network,
+            neighbors: Neighbors::Only(BTreeMap::new()),
+            task: prepared.task.clone(),
+            shards: prepared.shards,
+            labels: Arc::clone(&labels),
+            store: Store::memory(),
+            entries: Vec::new(),
+            timeout: Some(Duration::from_secs_f64(args.timeout)),
+        };
+        let (mut daemon, handle) = Daemon::new(setup)?;
+        addresses.push(daemon.listening().await);
+        daemons.push(daemon);
+        handles.push(handle);
+    }
+    let mut running = tokio::task::JoinSet::new();
+    for (index, mut daemon) in daemons.into_iter().enumerate() {
+        let neighbors = topology.neighbors(index).into_iter();
+        let neighbors = neighbors.map(|at| (ids[at], addresses[at].clone())).collect();
+        daemon.set_neighbors(Neighbors::Only(neighbors));
+        running.spawn(async move { (index, daemon.run().await) });
+    }
+    let watcher = tokio::spawn(watch(handles.clone(), prepared.manifest.rounds_total()));
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; nodes];
+    let mut interrupted = false;
+    loop {
+        tokio::select! {
+            joined = running.join_next() => match joined {
+                Some(joined) => {
+                    let (index, outcome) = joined.context("a node's task failed")?;
+                    outcomes[index] = Some(outcome?);
+                }
+                None => break,
+            },
+            _ = tokio::signal::ctrl_c() => {
+                if interrupted {
+                    std::process::exit(130);
+                }
+                interrupted = true;
+                eprintln!("stopping (again to stop at once)");
+                handles.iter().for_each(Handle::stop);
+            }
+        }
+    }
+    watcher.abort();
+    let lines = outcomes.iter().enumerate().map(|(index, outcome)| {
+        NodeLine::new(index, outcome.as_ref().expect("every task was joined"))
+    });
+    Ok(lines.collect())
+}
+
+/// Shows progress on stderr until it is aborted: a bar on a terminal, a line now and then elsewhere.
+async fn watch(handles: Vec<Handle>, rounds: u64) {
+    let terminal = std::io::stderr().is_terminal();
+    let bar = if terminal { ProgressBar::new(rounds) } else { ProgressBar::hidden() };
+    let style = "{bar:32} round {pos}/{len}  {msg}  {elapsed}";
+    bar.set_style(ProgressStyle::with_template(style).expect("a valid template"));
+    let started = Instant::now();
+    let mut said = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let progress: Vec<_> =
+            handles.iter().map(|handle| handle.progress.borrow().clone()).collect();
+        let round = progress.iter().map(|node| node.round).min().unwrap_or(0);
+        let probes: u64 = progress.iter().map(|node| node.probes).sum();
+        let rate = probes as f64 / started.elapsed().as_secs_f64();
+        let waiting = progress.iter().filter(|node| node.waits_for.is_some()).count();
+        let mut message = format!("{probes} probes ({rate:.0}/s)");
+        if waiting > 0 {
+            message += &format!(", {waiting} nodes wait");
+        }
+        bar.set_position(round);
+        bar.set_message(message.clone());
+        if !terminal && said.elapsed() > Duration::from_secs(5) {
+            said = Instant::now();
+            eprintln!("round {round}/{rounds}  {message}");
+        }
+    }
+}

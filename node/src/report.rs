@@ -1,0 +1,246 @@
+//! Results: the table for people and the JSON object for programs.
+
+use serde::{Deserialize, Serialize};
+
+use crate::daemon::{Ending, Outcome};
+use crate::run::hex;
+
+/// Smallest, mean and largest of a quantity over the honest nodes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Spread {
+    /// Smallest.
+    pub min: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+/// Do the honest nodes hold the identical model?
+#[derive(Clone, Debug, Serialize)]
+pub struct Agreement {
+    /// All digests and state hashes are equal, and the end is certified everywhere.
+    pub identical: bool,
+    /// Digest chain after the last height, of the first honest node.
+    pub digest: String,
+    /// BLAKE3 of the parameters, of the first honest node.
+    pub state_hash: String,
+}
+
+/// Bytes on all links together, divided by the records that nodes accepted from others for the
+/// first time (abstentions and duplicates do not count). `None` when there was no such record.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Wire {
+    /// Bytes of the records themselves.
+    pub payload_bytes_per_gradient: Option<f64>,
+    /// Bytes of all frames of the exchange protocol.
+    pub application_bytes_per_gradient: Option<f64>,
+    /// Bytes that the sockets carried.
+    pub transport_bytes_per_gradient: Option<f64>,
+}
+
+/// One node's line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NodeLine {
+    /// Position in the topology.
+    pub index: usize,
+    /// libp2p name.
+    pub peer_id: String,
+    /// Whether it was told to misbehave.
+    pub faulty: bool,
+    /// Share of held-out rows classified rightly.
+    pub accuracy: f64,
+    /// Mean held-out loss.
+    pub loss: f64,
+    /// Probes measured.
+    pub probes: u64,
+    /// Rounds closed.
+    pub round: u64,
+    /// Digest chain.
+    pub digest: String,
+    /// BLAKE3 of the parameters.
+    pub state_hash: String,
+    /// Bytes of frames received.
+    pub bytes_in: u64,
+    /// Bytes of frames sent.
+    pub bytes_out: u64,
+    /// The end is certified here.
+    pub certified: bool,
+    /// Time without anything to measure, as a share of the run.
+    pub idle_fraction: f64,
+    /// Records of others accepted for the first time.
+    pub accepted: u64,
+    /// Bytes of these records.
+    pub accepted_bytes: u64,
+    /// Bytes that the sockets wrote.
+    pub transport_bytes_out: u64,
+    /// What was missing at the end, if anything.
+    pub missing: String,
+}
+
+/// The result of a run, as `local --json` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Summary {
+    /// Nodes.
+    pub nodes: usize,
+    /// Nodes that were not told to misbehave.
+    pub honest: usize,
+    /// Rounds of the run.
+    pub rounds: u64,
+    /// From the first node's start to the last one's end.
+    pub seconds: f64,
+    /// Probes of all nodes.
+    pub probes: u64,
+    /// Held-out accuracy of the honest nodes.
+    pub accuracy: Spread,
+    /// Held-out loss of the honest nodes.
+    pub loss: Loss,
+    /// Whether they agree.
+    pub agreement: Agreement,
+    /// Bytes per gradient.
+    pub wire: Wire,
+    /// Mean share of time without anything to measure.
+    pub idle_fraction: f64,
+    /// A line a node.
+    pub per_node: Vec<NodeLine>,
+}
+
+/// Held-out loss.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Loss {
+    /// Mean over the honest nodes.
+    pub mean: f64,
+}
+
+impl NodeLine {
+    /// The line of a node that has ended.
+    pub fn new(index: usize, outcome: &Outcome) -> NodeLine {
+        let stats = &outcome.stats;
+        let running = stats.running.as_secs_f64();
+        let idle = stats.idle.as_secs_f64();
+        NodeLine {
+            index,
+            peer_id: outcome.peer_id.to_string(),
+            faulty: false,
+            accuracy: outcome.report.test.accuracy,
+            loss: outcome.report.test.loss,
+            probes: stats.probes,
+            round: outcome.round,
+            digest: outcome.digest.clone(),
+            state_hash: hex(&outcome.report.state_hash),
+            bytes_in: stats.bytes_received,
+            bytes_out: stats.bytes_sent,
+            certified: outcome.ending == Ending::Certified,
+            idle_fraction: if running > 0.0 { (idle / running).min(1.0) } else { 0.0 },
+            accepted: stats.accepted,
+            accepted_bytes: stats.accepted_bytes,
+            transport_bytes_out: outcome.counters.transport_bytes_out,
+            missing: outcome.missing.clone(),
+        }
+    }
+}
+
+impl Summary {
+    /// Sums up the nodes of a run; at least one is honest.
+    pub fn new(rounds: u64, seconds: f64, per_node: Vec<NodeLine>) -> Summary {
+        let honest: Vec<&NodeLine> = per_node.iter().filter(|node| !node.faulty).collect();
+        let first = honest.first().expect("a run has an honest node");
+        let identical = honest.iter().all(|node| {
+            node.certified && node.digest == first.digest && node.state_hash == first.state_hash
+        });
+        let total = |of: fn(&NodeLine) -> u64| per_node.iter().map(of).sum::<u64>();
+        let accepted = total(|node| node.accepted);
+        let each = |bytes: u64| (accepted > 0).then(|| bytes as f64 / accepted as f64);
+        let mean = |of: fn(&NodeLine) -> f64| {
+            honest.iter().map(|node| of(node)).sum::<f64>() / honest.len() as f64
+        };
+        let accuracies = || honest.iter().map(|node| node.accuracy);
+        Summary {
+            nodes: per_node.len(),
+            honest: honest.len(),
+            rounds,
+            seconds,
+            probes: total(|node| node.probes),
+            accuracy: Spread {
+                min: accuracies().fold(f64::INFINITY, f64::min),
+                mean: mean(|node| node.accuracy),
+                max: accuracies().fold(f64::NEG_INFINITY, f64::max),
+            },
+            loss: Loss { mean: mean(|node| node.loss) },
+            agreement: Agreement {
+                identical,
+                digest: first.digest.clone(),
+                state_hash: first.state_hash.clone(),
+            },
+            wire: Wire {
+                payload_bytes_per_gradient: each(total(|node| node.accepted_bytes)),
+                application_bytes_per_gradient: each(total(|node| node.bytes_out)),
+                transport_bytes_per_gradient: each(total(|node| node.transport_bytes_out)),
+            },
+            idle_fraction: mean(|node| node.idle_fraction),
+            per_node,
+        }
+    }
+
+    /// The table and the verdict.
+    pub fn to_text(&self) -> String {
+        let mut text = format!(
+            "{:>4}  {:<14} {:>8} {:>8} {:>9} {:>10} {:>10}  {}\n",
+            "node", "peer", "accuracy", "loss", "probes", "bytes in", "bytes out", "digest"
+        );
+        for node in &self.per_node {
+            let peer: String = node
+                .peer_id
+                .chars()
+                .skip(node.peer_id.chars().count().saturating_sub(12))
+                .collect();
+            text += &format!(
+                "{:>4}  …{:<13} {:>7.2}% {:>8.4} {:>9} {:>10} {:>10}  {}{}\n",
+                node.index,
+                peer,
+                100.0 * node.accuracy,
+                node.loss,
+                node.probes,
+                node.bytes_in,
+                node.bytes_out,
+                &node.digest[..16.min(node.digest.len())],
+                if node.certified { "" } else { "  (not certified)" },
+            );
+        }
+        let rate = self.probes as f64 / self.seconds;
+        text += &format!(
+            "\n{} rounds, {} probes in {:.1} s ({:.0} a second), {:.1} % of the time idle\n",
+            self.rounds,
+            self.probes,
+            self.seconds,
+            rate,
+            100.0 * self.idle_fraction
+        );
+        text + &self.verdict() + "\n"
+    }
+
+    /// One line: agreement and bytes.
+    pub fn verdict(&self) -> String {
+        let agreement = if self.agreement.identical {
+            format!("IDENTICAL: all {} honest nodes hold the same model bit for bit", self.honest)
+        } else {
+            let missing = self.per_node.iter().find(|node| !node.certified && !node.faulty);
+            let why = missing.map_or("their digests differ".into(), |node| {
+                format!("node {} still waited for {}", node.index, node.missing)
+            });
+            format!("NOT IDENTICAL: {why}")
+        };
+        let wire = &self.wire;
+        match (
+            wire.payload_bytes_per_gradient,
+            wire.application_bytes_per_gradient,
+            wire.transport_bytes_per_gradient,
+        ) {
+            (Some(payload), Some(application), Some(transport)) => format!(
+                "{agreement}; {payload:.0} byte a gradient and link in payload, \
+                 {application:.2} with all frames, {transport:.2} at the sockets"
+            ),
+            _ => format!("{agreement}; nothing crossed a link"),
+        }
+    }
+}
