@@ -8,6 +8,8 @@ pub mod family;
 pub mod format;
 mod graph;
 mod random;
+pub mod spectrum;
+pub mod structure;
 
 pub use graph::{
     Attributes, EDGES_MAX, Edge, NAME_LEN_MAX, NODES_MAX, Topology, TopologyBuilder, TopologyError,
