@@ -8,6 +8,7 @@ pub mod family;
 pub mod format;
 mod graph;
 mod random;
+pub mod rate;
 pub mod spectrum;
 pub mod structure;
 

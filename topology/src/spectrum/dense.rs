@@ -16,7 +16,7 @@ pub(super) fn spectrum(topology: &Topology, weights: &[f64]) -> Spectrum {
 }
 
 /// Λ = Σ w_k (e_a − e_b)(e_a − e_b)ᵀ.
-fn laplacian(topology: &Topology, weights: &[f64]) -> DMatrix<f64> {
+pub(crate) fn laplacian(topology: &Topology, weights: &[f64]) -> DMatrix<f64> {
     let mut laplacian = DMatrix::zeros(topology.node_count(), topology.node_count());
     for (edge, &weight) in topology.edges().iter().zip(weights) {
         laplacian[(edge.a, edge.a)] += weight;

@@ -25,6 +25,8 @@
 mod dense;
 mod sparse;
 
+pub(crate) use dense::laplacian;
+
 use thiserror::Error;
 
 use crate::graph::{Topology, TopologyError};
