@@ -4,10 +4,15 @@
 //! randomness. A [`Topology`] comes out of a file ([`format::parse`]) or a family
 //! ([`family::generate`]) and is always valid: undirected, simple, with rates in range.
 
+pub mod draw;
 pub mod family;
 pub mod format;
 mod graph;
 mod random;
+pub mod rate;
+pub mod report;
+pub mod spectrum;
+pub mod structure;
 
 pub use graph::{
     Attributes, EDGES_MAX, Edge, NAME_LEN_MAX, NODES_MAX, Topology, TopologyBuilder, TopologyError,

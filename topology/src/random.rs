@@ -39,6 +39,11 @@ impl Random {
     pub(crate) fn happens(&mut self, probability: f64) -> bool {
         self.unit() < probability
     }
+
+    /// +1 or −1.
+    pub(crate) fn sign(&mut self) -> f64 {
+        if self.0.next_u32() & 1 == 0 { 1.0 } else { -1.0 }
+    }
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ mod json;
 mod node_link;
 mod petgraph_json;
 
+pub(crate) use graphml::escape_xml;
+
 use std::fmt;
 use std::str::FromStr;
 
