@@ -155,7 +155,7 @@ pub fn run(
         if now.time >= trace.len() as f64 * time_max / TRACE_POINTS {
             trace.push((now, error));
         }
-        if !(error <= start * DIVERGED) {
+        if error.is_nan() || error > start * DIVERGED {
             return Outcome { marks, end: End::Diverged, last: now, error, trace };
         }
         while reached < goals.len() && error <= goals[reached] {

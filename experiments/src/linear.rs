@@ -43,8 +43,9 @@ fn rotate(a: &mut Matrix, v: &mut Matrix, p: usize, q: usize) {
     for row in a.iter_mut().chain(v.iter_mut()) {
         (row[p], row[q]) = turn(row[p], row[q]);
     }
-    for k in 0..a.len() {
-        (a[p][k], a[q][k]) = turn(a[p][k], a[q][k]);
+    let [above, below] = a.get_disjoint_mut([p, q]).expect("a rotation turns two different rows");
+    for (x, y) in above.iter_mut().zip(below) {
+        (*x, *y) = turn(*x, *y);
     }
 }
 

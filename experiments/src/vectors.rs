@@ -107,7 +107,6 @@ impl Check<'_> {
     fn near(&mut self, ours: f64, theirs: f64, tolerance: f64) {
         let difference = (ours - theirs).abs();
         self.right &= difference <= tolerance;
-        if difference > 1e-12 {}
         if difference.is_finite() {
             self.tally.max_abs_diff = self.tally.max_abs_diff.max(difference);
         }
