@@ -10,6 +10,8 @@ pub mod event;
 pub mod graph;
 pub mod lb8;
 pub mod linear;
+pub mod mlp;
+pub mod mnist;
 pub mod network;
 pub mod problem;
 pub mod reproduce;

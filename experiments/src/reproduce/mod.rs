@@ -3,6 +3,7 @@
 
 pub mod acid;
 pub mod dadao;
+pub mod monna;
 
 use std::fmt;
 use std::fs;
@@ -29,6 +30,21 @@ pub enum What {
         #[command(flatten)]
         options: Options,
     },
+    /// MoNNA: 26 nodes, 5 faulty, an MLP on MNIST under four attacks.
+    Monna {
+        /// A folder with the four gzipped MNIST idx files.
+        #[arg(long)]
+        data: PathBuf,
+        /// Seeds 1, 2, …; about five minutes each at 600 steps.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+        seeds: u64,
+        /// Steps, a multiple of 50, at least 150.
+        #[arg(long, default_value_t = 600)]
+        steps: usize,
+        /// A folder for the CSV files; made when missing.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
 }
 
 /// Options of every reproduction.
@@ -54,6 +70,7 @@ pub fn run(what: What) -> Result<bool> {
             (dadao::reproduce(instances.as_deref(), streams)?, options.out)
         }
         What::Acid { options } => (acid::reproduce(options.streams.unwrap_or(10)), options.out),
+        What::Monna { data, seeds, steps, out } => (monna::reproduce(&data, seeds, steps)?, out),
     };
     if let Some(folder) = &out {
         report.write(folder)?;
