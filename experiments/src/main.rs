@@ -1,3 +1,55 @@
-//! The command line of rumormill-lab.
+//! The command line of rumormill-lab. Results on stdout, errors on stderr; exit codes 0 fine, 1
+//! failed, 2 usage.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use rumormill_experiments::{reproduce, vectors};
+
+/// Simulator, reproductions and benchmarks of rumormill.
+#[derive(Parser)]
+#[command(name = "rumormill-lab", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Recompute a file of test vectors; prints a JSON tally, exit 1 on a mismatch.
+    Vectors {
+        /// An lb8, nna or dadao vectors file.
+        file: PathBuf,
+    },
+    /// Repeat a published or measured result: claim, our number, reference, verdict.
+    Reproduce {
+        #[command(subcommand)]
+        what: reproduce::What,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether everything came out as it should.
+fn run(command: Command) -> Result<bool> {
+    match command {
+        Command::Vectors { file } => {
+            let tally = vectors::check_file(&file)?;
+            println!("{}", serde_json::to_string(&tally)?);
+            Ok(tally.mismatches == 0)
+        }
+        Command::Reproduce { what } => reproduce::run(what),
+    }
+}

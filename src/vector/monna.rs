@@ -166,6 +166,14 @@ impl Node {
         Ok(())
     }
 
+    /// Sets the parameters to the result of another rule; the momentum stays. For comparisons.
+    ///
+    /// # Panics
+    /// If `x` has another length.
+    pub fn replace(&mut self, x: &[f64]) {
+        self.x.copy_from_slice(x);
+    }
+
     /// Closes the round on the half steps of `n − f − 1` others, in any order: `x` becomes the
     /// mean of the `n − 2f` nearest, the own included.
     ///

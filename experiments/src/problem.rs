@@ -1,0 +1,203 @@
+//! Strongly convex objectives, one per node, with exact gradients and their optimum.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::linear;
+
+/// A sum of per-node objectives.
+pub trait Objective {
+    /// Number of nodes.
+    fn nodes(&self) -> usize;
+    /// Number of coordinates.
+    fn dim(&self) -> usize;
+    /// Writes `∇f_node(x)` into `out`, both of length `dim`.
+    fn gradient(&self, node: usize, x: &[f64], out: &mut [f64]);
+    /// μ and L: the least strong convexity and the largest smoothness of any node.
+    fn curvature(&self) -> (f64, f64);
+}
+
+/// `f_i(x) = (1/m) Σ_r (A_i[r]·x − b_i[r])²`, held as the d×d quadratic it is, so that a gradient
+/// costs d² whatever the number of rows.
+#[derive(Clone, Debug)]
+pub struct LeastSquares {
+    dim: usize,
+    /// Per node `(2/m) AᵀA`, by rows, then `(2/m) Aᵀb`.
+    quadratics: Vec<(Vec<f64>, Vec<f64>)>,
+}
+
+impl LeastSquares {
+    /// From the rows and targets of each node.
+    pub fn new(rows: &[Vec<Vec<f64>>], targets: &[Vec<f64>]) -> LeastSquares {
+        let dim = rows[0][0].len();
+        let quadratics = rows.iter().zip(targets).map(|(a, b)| quadratic(dim, a, b)).collect();
+        LeastSquares { dim, quadratics }
+    }
+
+    /// The instance family of the published program: normal rows, one linear model for all with
+    /// noise 10, each node's slope scaled by U(0.01, 5). Returns it with normal starting points.
+    pub fn generate(
+        seed: u64,
+        nodes: usize,
+        dim: usize,
+        rows: usize,
+    ) -> (LeastSquares, Vec<Vec<f64>>) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let slope: Vec<f64> = (0..dim).map(|_| 100.0 * uniform(&mut rng)).collect();
+        let (mut all_rows, mut all_targets) = (Vec::new(), Vec::new());
+        for _ in 0..nodes {
+            let scale = 0.01 + 4.99 * uniform(&mut rng);
+            let a: Vec<Vec<f64>> =
+                (0..rows).map(|_| (0..dim).map(|_| normal(&mut rng)).collect()).collect();
+            let b = a
+                .iter()
+                .map(|row| {
+                    let clean: f64 = row.iter().zip(&slope).map(|(a, s)| a * s * scale).sum();
+                    clean + 10.0 * normal(&mut rng)
+                })
+                .collect();
+            all_rows.push(a);
+            all_targets.push(b);
+        }
+        let start = (0..nodes).map(|_| (0..dim).map(|_| normal(&mut rng)).collect()).collect();
+        (LeastSquares::new(&all_rows, &all_targets), start)
+    }
+
+    /// The minimizer of the sum; `None` when it is not unique.
+    pub fn minimizer(&self) -> Option<Vec<f64>> {
+        let mut a = vec![vec![0.0; self.dim]; self.dim];
+        let mut b = vec![0.0; self.dim];
+        for (hessian, linear) in &self.quadratics {
+            for (row, values) in a.iter_mut().zip(hessian.chunks(self.dim)) {
+                row.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+            }
+            b.iter_mut().zip(linear).for_each(|(sum, value)| *sum += value);
+        }
+        linear::solve(a, b)
+    }
+}
+
+fn quadratic(dim: usize, rows: &[Vec<f64>], targets: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let factor = 2.0 / rows.len() as f64;
+    let mut hessian = vec![0.0; dim * dim];
+    let mut linear = vec![0.0; dim];
+    for (row, target) in rows.iter().zip(targets) {
+        for (i, a) in row.iter().enumerate() {
+            for (j, b) in row.iter().enumerate() {
+                hessian[i * dim + j] += factor * a * b;
+            }
+            linear[i] += factor * a * target;
+        }
+    }
+    (hessian, linear)
+}
+
+impl Objective for LeastSquares {
+    fn nodes(&self) -> usize {
+        self.quadratics.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn gradient(&self, node: usize, x: &[f64], out: &mut [f64]) {
+        let (hessian, linear) = &self.quadratics[node];
+        for ((out, row), b) in out.iter_mut().zip(hessian.chunks_exact(self.dim)).zip(linear) {
+            *out = row.iter().zip(x).map(|(a, x)| a * x).sum::<f64>() - b;
+        }
+    }
+
+    fn curvature(&self) -> (f64, f64) {
+        let mut range = (f64::INFINITY, 0.0f64);
+        for (hessian, _) in &self.quadratics {
+            let rows = hessian.chunks(self.dim).map(<[f64]>::to_vec).collect();
+            let (values, _) = linear::eigen(rows);
+            range = (range.0.min(values[0]), range.1.max(values[self.dim - 1]));
+        }
+        range
+    }
+}
+
+/// `f_i(x) = (1/m) Σ_r log(1 + exp(−b_i[r] A_i[r]·x)) + (μ/2)|x|²`.
+#[derive(Clone, Debug)]
+pub struct Logistic {
+    /// Per node its rows, each of the same length.
+    pub rows: Vec<Vec<Vec<f64>>>,
+    /// Per node its labels, ±1.
+    pub labels: Vec<Vec<f64>>,
+    /// The penalty μ, positive.
+    pub mu: f64,
+}
+
+impl Objective for Logistic {
+    fn nodes(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.rows[0][0].len()
+    }
+
+    fn gradient(&self, node: usize, x: &[f64], out: &mut [f64]) {
+        let rows = &self.rows[node];
+        out.fill(0.0);
+        for (row, label) in rows.iter().zip(&self.labels[node]) {
+            let margin: f64 = label * row.iter().zip(x).map(|(a, x)| a * x).sum::<f64>();
+            let weight = -label / (1.0 + margin.exp());
+            out.iter_mut().zip(row).for_each(|(sum, a)| *sum += weight * a);
+        }
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = *out / rows.len() as f64 + self.mu * x;
+        }
+    }
+
+    /// μ and the usual bound `max(μ, max_i mean|a|²/4)`, which leaves the penalty out of L as the
+    /// published program does.
+    fn curvature(&self) -> (f64, f64) {
+        let bound = |rows: &Vec<Vec<f64>>| {
+            rows.iter().flatten().map(|a| a * a).sum::<f64>() / (4.0 * rows.len() as f64)
+        };
+        (self.mu, self.rows.iter().map(bound).fold(self.mu, f64::max))
+    }
+}
+
+/// A number in [0, 1), 53 bits.
+pub fn uniform(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 * 2f64.powi(-53)
+}
+
+/// A standard normal number (Box–Muller; the second of the pair is dropped).
+pub fn normal(rng: &mut ChaCha8Rng) -> f64 {
+    let radius = (-2.0 * (1.0 - uniform(rng)).ln()).sqrt();
+    radius * (std::f64::consts::TAU * uniform(rng)).cos()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gradients_agree_with_the_rows_and_vanish_at_the_minimizer() {
+        let (problem, start) = LeastSquares::generate(3, 4, 3, 20);
+        let x = problem.minimizer().unwrap();
+        let mut sum = [0.0; 3];
+        for node in 0..4 {
+            let mut g = [0.0; 3];
+            problem.gradient(node, &x, &mut g);
+            sum.iter_mut().zip(g).for_each(|(sum, g)| *sum += g);
+        }
+        assert!(sum.iter().all(|s| s.abs() < 1e-9), "{sum:?}");
+        let (mu, l) = problem.curvature();
+        assert!(0.0 < mu && mu < l && start.len() == 4);
+    }
+
+    #[test]
+    fn one_logistic_gradient_by_hand() {
+        let problem = Logistic { rows: vec![vec![vec![2.0]]], labels: vec![vec![-1.0]], mu: 0.5 };
+        let mut out = [0.0];
+        problem.gradient(0, &[0.0], &mut out);
+        assert_eq!(out, [1.0]);
+        assert_eq!(problem.curvature(), (0.5, 1.0));
+    }
+}

@@ -1,0 +1,175 @@
+//! Reproductions: each repeats figures of a paper or of a reference program and ends with a table
+//! of claim, our number, reference number and verdict.
+
+pub mod acid;
+pub mod dadao;
+pub mod monna;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, Subcommand};
+
+/// What to reproduce.
+#[derive(Subcommand)]
+pub enum What {
+    /// DADAO: event counts on six graphs, margins, optimal rates, one byte an exchange, speed.
+    Dadao {
+        /// Problem instances (JSON); without it a seeded family like the published one is drawn.
+        #[arg(long, env = "RUMORMILL_DADAO_INSTANCES")]
+        instances: Option<PathBuf>,
+        /// Common to all.
+        #[command(flatten)]
+        options: Options,
+    },
+    /// A2CiD2: communications of pure averaging, and the ring against doubling the rate.
+    Acid {
+        /// Common to all.
+        #[command(flatten)]
+        options: Options,
+    },
+    /// MoNNA: 26 nodes, 5 faulty, an MLP on MNIST under four attacks.
+    Monna {
+        /// A folder with the four gzipped MNIST idx files.
+        #[arg(long)]
+        data: PathBuf,
+        /// Seeds 1, 2, …; about five minutes each at 600 steps.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+        seeds: u64,
+        /// Steps, a multiple of 50, at least 150.
+        #[arg(long, default_value_t = 600)]
+        steps: usize,
+        /// A folder for the CSV files; made when missing.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+}
+
+/// Options of every reproduction.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Event streams per entry, 1 to 1000; figures are means over them [default: 100 for dadao, 10
+    /// for acid].
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub streams: Option<u64>,
+    /// A folder for the CSV files; made when missing.
+    #[arg(long)]
+    pub out: Option<PathBuf>,
+}
+
+/// Runs a reproduction and prints its table; whether every claim was reproduced.
+///
+/// # Errors
+/// When an input cannot be read or a result cannot be written.
+pub fn run(what: What) -> Result<bool> {
+    let (report, out) = match what {
+        What::Dadao { instances, options } => {
+            let streams = options.streams.unwrap_or(100);
+            (dadao::reproduce(instances.as_deref(), streams)?, options.out)
+        }
+        What::Acid { options } => (acid::reproduce(options.streams.unwrap_or(10)), options.out),
+        What::Monna { data, seeds, steps, out } => (monna::reproduce(&data, seeds, steps)?, out),
+    };
+    if let Some(folder) = &out {
+        report.write(folder)?;
+    }
+    println!("{report}");
+    Ok(report.claims.iter().all(|claim| claim.reproduced))
+}
+
+/// A claim and what became of it.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The sentence.
+    pub claim: String,
+    /// What we measured.
+    pub ours: String,
+    /// What the paper or the reference program has.
+    pub reference: String,
+    /// Whether ours agrees, by the tolerance the claim names.
+    pub reproduced: bool,
+}
+
+/// All claims of a reproduction with the raw numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// What the figures stand on: instances, streams, conventions.
+    pub notes: Vec<String>,
+    /// The claims, in the order made.
+    pub claims: Vec<Claim>,
+    /// CSV files: name, and lines with the header first.
+    pub files: Vec<(&'static str, Vec<String>)>,
+}
+
+impl Report {
+    fn claim(
+        &mut self,
+        claim: impl Into<String>,
+        ours: impl Into<String>,
+        reference: impl Into<String>,
+        reproduced: bool,
+    ) {
+        let claim = Claim {
+            claim: claim.into(),
+            ours: ours.into(),
+            reference: reference.into(),
+            reproduced,
+        };
+        eprintln!("{claim}");
+        self.claims.push(claim);
+    }
+
+    fn write(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        for (name, lines) in &self.files {
+            let path = folder.join(name);
+            let text = lines.join("\n") + "\n";
+            fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let path = folder.join("claims.txt");
+        fs::write(&path, format!("{self}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.reproduced { "reproduced" } else { "NOT REPRODUCED" };
+        write!(
+            f,
+            "{}\n    ours {}   reference {}   {verdict}",
+            self.claim, self.ours, self.reference
+        )
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for note in &self.notes {
+            writeln!(f, "note: {note}")?;
+        }
+        for claim in &self.claims {
+            writeln!(f, "{claim}")?;
+        }
+        let reproduced = self.claims.iter().filter(|claim| claim.reproduced).count();
+        write!(f, "{reproduced} of {} claims reproduced", self.claims.len())
+    }
+}
+
+/// The standard deviation of some numbers around their mean, relative to it, in percent.
+fn spread_percent(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let center = mean(values.clone());
+    100.0 * mean(values.map(|value| (value / center - 1.0).powi(2))).sqrt()
+}
+
+/// The mean of some numbers; NaN when there are none.
+fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
+    let (mut sum, mut count) = (0.0, 0.0);
+    for value in values {
+        sum += value;
+        count += 1.0;
+    }
+    sum / count
+}
