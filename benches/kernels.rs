@@ -2,7 +2,7 @@
 //!
 //! `cargo bench -p rumormill --bench kernels`. Printed is the median over interleaved repetitions: every
 //! kernel of a group runs once, then all again, so that a busy machine slows all of them alike and the
-//! ratio to the axpy holds. That is why this is a plain program: the usual harnesses time one
+//! ratio to the axpy holds. The least time is what an idle machine would show. That is why this is a plain program: the usual harnesses time one
 //! function after the other.
 
 use std::hint::black_box;
@@ -50,7 +50,10 @@ fn group(title: &str, unit: &str, mut kernels: Vec<Kernel<'_>>) {
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         let ratio = median / *baseline.get_or_insert(median);
-        println!("  {name:<44} {median:>10.4} ns per {unit}   {ratio:>7.2} x the first");
+        let least = times[0];
+        println!(
+            "  {name:<44} {median:>9.4} (least {least:.4}) ns per {unit}, {ratio:.2} x the first"
+        );
     }
 }
 

@@ -99,6 +99,25 @@ mod tests {
     }
 
     #[test]
+    fn golden_directions_are_reproduced() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/fixtures/draws.json")).unwrap();
+        let run = RunId(std::array::from_fn(|i| i as u8));
+        let direction = Direction::new(&run, Round(3), Slot(2));
+        let key: String = direction.key().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(golden["direction_key"], key);
+        for block in golden["direction_blocks"].as_array().unwrap() {
+            let tensor = block["tensor"].as_u64().unwrap() as usize;
+            let mut words = [[0; 16]];
+            direction.sign_words(tensor, block["block"].as_u64().unwrap(), &mut words);
+            let words: Vec<String> = words[0].iter().map(|word| format!("{word:08x}")).collect();
+            assert_eq!(block["words"], serde_json::json!(words), "tensor {tensor}");
+        }
+        let sign = |p| if direction.sign(0, p) < 0 { '-' } else { '+' };
+        assert_eq!(golden["direction_signs"], (0..64).map(sign).collect::<String>());
+    }
+
+    #[test]
     fn signs_agree_with_the_slow_form_at_any_offset() {
         let direction = some_direction();
         for (tensor, first_block, blocks) in [(0, 0, 1), (0, 5, 4), (3, 1, 37), (9, 1 << 33, 2)] {

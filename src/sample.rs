@@ -135,6 +135,21 @@ mod tests {
     }
 
     #[test]
+    fn golden_draws_are_reproduced() {
+        let golden: serde_json::Value =
+            serde_json::from_str(include_str!("../tests/fixtures/draws.json")).unwrap();
+        let run = RunId(std::array::from_fn(|i| i as u8));
+        let node = NodeId(std::array::from_fn(|i| 32 + i as u8));
+        let mut rows = [0; 16];
+        minibatch(&run, &node, Round(3), Slot(2), 1000, &mut rows);
+        assert_eq!(golden["minibatch_of_1000"], serde_json::json!(rows));
+        let mut rng = some_rng();
+        let indices: Vec<u32> = (0..16).map(|_| rng.index(3 << 30)).collect();
+        assert_eq!(golden["indices_below_3221225472"], serde_json::json!(indices));
+        assert_eq!(golden["permutation_of_12"], serde_json::json!(some_rng().permutation(12)));
+    }
+
+    #[test]
     fn indices_are_balanced_for_an_awkward_bound() {
         // 3·2^30 of 2^32 values: without rejection the first third would come twice as often.
         let bound = 3 << 30;

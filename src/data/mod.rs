@@ -88,7 +88,8 @@ pub enum Scaling {
     Global,
     /// Every column to mean 0 and standard deviation 1; a constant column becomes 0.
     ///
-    /// For tables, whose columns have units of their own.
+    /// For tables, whose columns have units of their own. Bytes share one scale, so they are scaled
+    /// as with [`Scaling::Global`].
     PerColumn,
     /// Every column divided by its largest magnitude where that exceeds 1.
     ///
@@ -364,7 +365,7 @@ fn classes(labels: &[String]) -> Result<(Vec<String>, BTreeMap<String, u16>), As
 fn scale(train: &mut Features, test: &mut Features, scaling: Scaling) {
     match (scaling, &mut *train, test) {
         (
-            Scaling::Global,
+            Scaling::Global | Scaling::PerColumn,
             Features::U8 { values, scale, offset },
             Features::U8 { scale: test_scale, offset: test_offset, .. },
         ) => {
@@ -384,7 +385,7 @@ fn scale(train: &mut Features, test: &mut Features, scaling: Scaling) {
                 test.column_mut(column).iter_mut().for_each(apply);
             }
         }
-        _ => unreachable!("parsers pair bytes with global or magnitude scaling only"),
+        _ => unreachable!("both tables hold the same kind of numbers"),
     }
 }
 
@@ -415,4 +416,113 @@ fn column_standardization(column: ArrayView1<'_, f32>) -> (f64, f64) {
     let deviation = (squares / count).sqrt();
     // A constant column says nothing in training; elsewhere its deviation has no unit to go by.
     if deviation > 0.0 { (1.0 / deviation, -mean / deviation) } else { (0.0, 0.0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    fn unpacked(path: &str) -> Option<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let packed = crate::shared(&format!("data/{path}.gz"))?;
+        flate2::read::GzDecoder::new(&packed[..]).read_to_end(&mut bytes).unwrap();
+        Some(bytes)
+    }
+
+    fn assembled(train: &str, test: Option<&str>) -> Result<Dataset, AssembleError> {
+        let parse = |text: &str| csv::parse(text.as_bytes()).unwrap();
+        Dataset::assemble("some", parse(train), test.map(parse))
+    }
+
+    #[test]
+    fn numeric_labels_are_ordered_by_value_and_others_as_text() {
+        let names = |text: &str| assembled(text, Some(text)).unwrap().class_names;
+        assert_eq!(names("1,10\n2,9\n3,-1\n"), ["-1", "9", "10"]);
+        assert_eq!(names("1,b\n2,a\n3,10\n"), ["10", "a", "b"]);
+    }
+
+    #[test]
+    fn columns_are_standardized_by_the_training_rows() {
+        let dataset = assembled("1,5,a\n3,5,b\n", Some("5,6,a\n")).unwrap();
+        assert_eq!(dataset.train.features, Features::F32(ndarray::array![[-1.0, 0.0], [1.0, 0.0]]));
+        assert_eq!(dataset.test.features, Features::F32(ndarray::array![[3.0, 0.0]]));
+        assert_eq!((dataset.train.labels, dataset.test.labels), (vec![0, 1], vec![0]));
+    }
+
+    #[test]
+    fn sparse_tables_of_different_width_and_kind_fit() {
+        let parse = |text: &str| libsvm::parse(text.as_bytes()).unwrap();
+        let dataset = Dataset::assemble("some", parse("1 1:1\n0 2:1\n"), Some(parse("1 3:-4\n")));
+        let dataset = dataset.unwrap();
+        assert_eq!(dataset.features, 3);
+        let train = ndarray::array![[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]];
+        assert_eq!(dataset.train.features, Features::F32(train));
+        assert_eq!(dataset.test.features, Features::F32(ndarray::array![[0.0, 0.0, -4.0]]));
+    }
+
+    #[test]
+    fn tables_that_do_not_fit_are_refused() {
+        let rows = "1,2,a\n1,3,b\n";
+        let error = |train, test| assembled(train, Some(test)).unwrap_err();
+        assert_eq!(error(rows, "1,a\n"), AssembleError::Columns { train: 2, test: 1 });
+        let unknown = AssembleError::UnknownLabel { label: "c".to_owned(), row: 1 };
+        assert_eq!(error(rows, "1,2,a\n1,2,c\n"), unknown);
+        assert_eq!(error("1,2,a\n", "1,2,a\n"), AssembleError::OneClass("a".to_owned()));
+        assert_eq!(assembled("1,a\n1,b\n", None), Err(AssembleError::Holdout(2)));
+        let regression: String = (0..1001).map(|row| format!("1,{row}\n")).collect();
+        assert_eq!(error(&regression, rows), AssembleError::Columns { train: 1, test: 2 });
+        assert_eq!(error(&regression, "1,1\n"), AssembleError::ManyClasses(1001));
+    }
+
+    #[test]
+    fn labels_and_images_must_be_equally_many() {
+        let raw = idx::table(Array2::zeros((3, 4)), &[0, 1]);
+        let error = Dataset::assemble("some", raw, None).unwrap_err();
+        assert_eq!(error, AssembleError::Labels { set: "training", rows: 3, labels: 2 });
+    }
+
+    #[test]
+    fn hash_sees_rows_and_labels_and_not_the_name() {
+        let mut dataset = assembled("1,2,a\n1,3,b\n", Some("1,2,a\n")).unwrap();
+        let hash = dataset.hash();
+        dataset.name.push('x');
+        assert_eq!(dataset.hash(), hash);
+        dataset.test.labels[0] = 1;
+        assert_ne!(dataset.hash(), hash);
+    }
+
+    #[test]
+    fn mnist_has_its_published_mean_and_deviation() {
+        let images = |name: &str| unpacked(&format!("mnist/{name}-images-idx3-ubyte"));
+        let labels = |name: &str| unpacked(&format!("mnist/{name}-labels-idx1-ubyte"));
+        let files = (images("train"), labels("train"), images("t10k"), labels("t10k"));
+        let (Some(a), Some(b), Some(c), Some(d)) = files else { return };
+        let table = |images: &[u8], labels: &[u8]| {
+            idx::table(idx::parse_images(images).unwrap(), &idx::parse_labels(labels).unwrap())
+        };
+        let mnist = Dataset::assemble("mnist", table(&a, &b), Some(table(&c, &d))).unwrap();
+        assert_eq!((mnist.train.rows(), mnist.test.rows(), mnist.features), (60_000, 10_000, 784));
+        let count = |class| mnist.train.labels.iter().filter(|&&label| label == class).count();
+        assert_eq!((count(0), count(5), count(9)), (5923, 5421, 5949));
+        let Features::U8 { scale, offset, .. } = mnist.train.features else { panic!("bytes") };
+        let (mean, deviation) = (-offset / scale / 255.0, 1.0 / scale / 255.0);
+        assert!((mean - 0.1307).abs() < 5e-5 && (deviation - 0.3081).abs() < 5e-5);
+    }
+
+    #[test]
+    fn a9a_is_read_as_described() {
+        let (Some(train), Some(test)) = (unpacked("libsvm/a9a"), unpacked("libsvm/a9a.t")) else {
+            return;
+        };
+        let parse = |bytes: &[u8]| libsvm::parse(bytes).unwrap();
+        let a9a = Dataset::assemble("a9a", parse(&train), Some(parse(&test))).unwrap();
+        assert_eq!((a9a.train.rows(), a9a.test.rows(), a9a.features), (32_561, 16_282, 123));
+        assert_eq!(a9a.class_names, ["-1", "1"]);
+        let ones = |table: &Table| table.labels.iter().filter(|&&label| label == 1).count();
+        assert_eq!((ones(&a9a.train), ones(&a9a.test)), (7841, 3847));
+        let Features::U8 { values, .. } = a9a.train.features else { panic!("bytes") };
+        assert_eq!(values.iter().filter(|&&byte| byte == 1).count(), 451_592);
+    }
 }

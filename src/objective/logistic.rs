@@ -110,3 +110,43 @@ fn margins(
 fn loss(margin: f32) -> f64 {
     f64::from((-margin).max(0.0) + (-margin.abs()).exp().ln_1p())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::libsvm;
+
+    /// Rows (0.5, 0) of class 1 and (0, 1), (1, 0.5) of class 0.
+    fn three_rows() -> Arc<Dataset> {
+        let raw = libsvm::parse(b"1 1:0.5\n-1 2:1\n-1 1:1 2:0.5\n").unwrap();
+        Arc::new(Dataset::assemble("three rows", raw.clone(), Some(raw)).unwrap())
+    }
+
+    #[test]
+    fn losses_agree_with_the_formula() {
+        let model = Logistic::new(three_rows(), 0.5);
+        let params: [f64; 3] = [1.5, -2.0, 0.25];
+        let margins = [0.5 * 1.5 + 0.25, -(-2.0 + 0.25), -(1.5 - 1.0 + 0.25)];
+        let mean = margins.iter().map(|m: &f64| (1.0 + (-m).exp()).ln()).sum::<f64>() / 3.0;
+        let loss = mean + 0.25 * (1.5 * 1.5 + 4.0);
+        let params = params.map(|value| value as f32);
+        let mut scratch = Scratch::default();
+        let pair = model.loss_pair(&params, &[0.0; 3], &[0, 1, 2], &mut scratch);
+        assert!((f64::from(pair.0) - loss).abs() < 1e-6, "{pair:?} {loss}");
+        assert!((pair.1 - 2f32.ln()).abs() < 1e-7);
+        let evaluation = model.evaluate(&params, Split::Test, &mut scratch);
+        assert!((evaluation.loss - loss).abs() < 1e-6);
+        assert_eq!((evaluation.accuracy, evaluation.count), (2.0 / 3.0, 3));
+    }
+
+    #[test]
+    fn large_margins_neither_overflow_nor_vanish() {
+        let model = Logistic::new(three_rows(), 0.0);
+        let mut scratch = Scratch::default();
+        let (wrong, right) =
+            model.loss_pair(&[-1e4, 0.0, 0.0], &[1e4, 0.0, 0.0], &[0], &mut scratch);
+        assert_eq!((wrong, right), (5e3, 0.0));
+        let (nan, _) = model.loss_pair(&[f32::NAN, 0.0, 0.0], &[0.0; 3], &[0], &mut scratch);
+        assert!(nan.is_nan());
+    }
+}
