@@ -28,9 +28,12 @@ mod kernel;
 /// and an `i64` still reaches ±8 million.
 pub const COEFFICIENT_LOG2: i32 = -40;
 
-/// Magnitudes of a base model below `2^-6` choose the LSB as `2^-6` does, so that a tensor that
-/// starts at zero can grow.
+/// Magnitudes of a base model below `2^-6` choose the LSB as `2^-6` does, so that small tensors can
+/// grow.
 const MAGNITUDE_LOG2_MIN: i32 = -6;
+
+/// A tensor that starts at zero says nothing of its scale: it gets the range of one of magnitude 1.
+const MAGNITUDE_LOG2_ZERO: i32 = 0;
 
 /// The largest magnitude a base model may hold, `2^64`, so that all views are finite.
 const MAGNITUDE_MAX: f32 = (1u128 << 64) as f32;
@@ -356,6 +359,9 @@ fn shift(coefficient: i64, lsb_log2: i32) -> i64 {
 /// [`RESOLUTION_LOG2`].
 fn lsb_log2(base: &[f32]) -> i32 {
     let magnitude = base.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    if magnitude == 0.0 {
+        return MAGNITUDE_LOG2_ZERO - RESOLUTION_LOG2;
+    }
     // Below the minimum, subnormal numbers included, the logarithm does not matter.
     let bits = magnitude.to_bits();
     let floor = (bits >> 23) as i32 - 127;

@@ -12,11 +12,9 @@
 
 use crate::id::{Origin, Round, Slot};
 use crate::manifest::Manifest;
+use crate::params::coefficient;
 use crate::round::RoundValues;
 use crate::selection::Momenta;
-
-/// The binary exponent of the unit of coefficients.
-pub const COEFFICIENT_LOG2: i32 = -40;
 
 /// No value counts for more than this many robust deviations of its round.
 const CLIP: f64 = 8.0;
@@ -45,10 +43,10 @@ impl RoundUpdate {
     /// The bytes that the digest chain covers.
     pub fn digest_bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.coefficients.len() * 20);
-        for coefficient in &self.coefficients {
-            bytes.extend(coefficient.round.0.to_le_bytes());
-            bytes.extend(coefficient.slot.0.to_le_bytes());
-            bytes.extend(coefficient.value.to_le_bytes());
+        for entry in &self.coefficients {
+            bytes.extend(entry.round.0.to_le_bytes());
+            bytes.extend(entry.slot.0.to_le_bytes());
+            bytes.extend(entry.value.to_le_bytes());
         }
         bytes
     }
@@ -102,7 +100,7 @@ fn pay(step: f64, round: Round, averages: &[Option<f64>], coefficients: &mut Vec
     for (slot, average) in averages.iter().enumerate() {
         let Some(average) = average else { continue };
         let normalized = (average / rms).clamp(-CLIP, CLIP);
-        let value = to_units(-step * normalized / covered as f64);
+        let value = coefficient(-step * normalized / covered as f64);
         if value != 0 {
             coefficients.push(Coefficient { round, slot: Slot(slot as u32), value });
         }
@@ -122,11 +120,6 @@ fn robust_rms(averages: &[Option<f64>]) -> Option<f64> {
     let (_, median, _) = magnitudes.select_nth_unstable_by(middle, f64::total_cmp);
     let rms = if *median > 0.0 { *median / 0.6745 } else { mean };
     (rms > 0.0).then_some(rms)
-}
-
-/// Rounds to units of 2⁻⁴⁰, ties to even; a float-to-integer cast saturates.
-fn to_units(value: f64) -> i64 {
-    (value * (1_u64 << -COEFFICIENT_LOG2) as f64).round_ties_even() as i64
 }
 
 #[cfg(test)]

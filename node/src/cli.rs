@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::{init, local, node};
+use crate::{init, local, node, topology};
 
 /// Train one model on many machines by gossip, one byte at a time.
 ///
@@ -38,6 +38,7 @@ enum Command {
     Init(Box<init::InitArgs>),
     Node(Box<node::NodeArgs>),
     Id(node::IdArgs),
+    Topology(topology::TopologyArgs),
 }
 
 /// A mistake on the command line that the parser cannot see; ends with exit code 2.
@@ -74,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::Node(args) => node::run(args),
         Command::Id(args) => node::print_id(args),
+        Command::Topology(args) => topology::run(args),
     };
     match result {
         Ok(code) => ExitCode::from(code),

@@ -133,6 +133,9 @@ pub struct Outcome {
     pub stats: Stats,
     /// Socket numbers.
     pub counters: Counters,
+    /// For every neighbor: how often this end of the edge fired, and how many exchanges it
+    /// completed.
+    pub edges: Vec<(PeerId, u64, u64)>,
     /// What was missing when it ended without a certificate.
     pub missing: String,
 }
@@ -369,6 +372,9 @@ impl Daemon {
         let report = report.await.expect("the evaluator answers before it ends");
         let id = self.protocol.id();
         let peer_id = self.network.local_peer_id();
+        let edges = self.protocol.edges();
+        let edges = edges.filter_map(|(node, fired, done)| Some((peer_of(node)?, fired, done)));
+        let edges = edges.collect();
         let (_, counters) = self.network.close(CLOSE_WAIT).await;
         Ok(Outcome {
             ending,
@@ -382,6 +388,7 @@ impl Daemon {
             report,
             stats: self.protocol.stats(),
             counters,
+            edges,
             missing,
         })
     }

@@ -17,3 +17,4 @@ mod processes;
 pub mod report;
 pub mod run;
 pub mod store;
+pub mod topology;

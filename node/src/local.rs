@@ -14,7 +14,7 @@ use rumormill::protocol::{Config, EdgeRate, GradientClock};
 use rumormill::time::Time;
 use rumormill_topology::Topology;
 use rumormill_topology::family::{Family, Parameters, generate};
-use rumormill_topology::format::{Format, parse};
+use rumormill_topology::rate::{RateScheme, probabilities};
 
 use crate::daemon::{Daemon, Handle, Neighbors, Outcome, Setup};
 use crate::identity::Identity;
@@ -39,6 +39,10 @@ pub struct LocalArgs {
     /// Graph from a file: petgraph JSON, edge list, …
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
+    /// Rates of the edges: uniform, file (the `rate` attributes of the file; as they are, unless
+    /// --edge-rate says how fast an average edge is), optimal (fewest messages, after DADAO)
+    #[arg(long, default_value = "uniform")]
+    pub rates: RateScheme,
     /// Exchanges a second on an average edge (default: by the speed of the probes)
     #[arg(long)]
     pub edge_rate: Option<f64>,
@@ -72,15 +76,8 @@ pub struct LocalArgs {
 pub fn topology(args: &LocalArgs) -> Result<Topology> {
     let topology = match &args.topology {
         Some(path) => {
-            let text = std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read topology {}", path.display()))?;
-            let format = Format::from_path_suffix(&path.to_string_lossy());
-            let parsed =
-                parse(&text, format).with_context(|| format!("topology {}", path.display()))?;
-            for warning in &parsed.warnings {
-                tracing::warn!("{}: {warning}", path.display());
-            }
-            let nodes = parsed.topology.node_count();
+            let topology = crate::topology::read(path, None)?;
+            let nodes = topology.node_count();
             if let Some(asked) = args.nodes.filter(|&asked| asked != nodes) {
                 crate::cli::usage(format!(
                     "--nodes {asked} does not agree with {}, which has {nodes} nodes; leave \
@@ -88,7 +85,7 @@ pub fn topology(args: &LocalArgs) -> Result<Topology> {
                     path.display()
                 ))?;
             }
-            parsed.topology
+            topology
         }
         None => {
             let nodes = args.nodes.unwrap_or(8);
@@ -121,16 +118,34 @@ pub fn identity(seed: u64, index: usize) -> Identity {
     Identity::from_seed(blake3::derive_key("rumormill v1 local identity", &input))
 }
 
+/// The rate of every edge beside that of an average edge, in the topology's order.
+pub fn edge_shares(args: &LocalArgs, topology: &Topology) -> Result<Vec<f64>> {
+    if topology.edge_count() == 0 {
+        return Ok(Vec::new());
+    }
+    let shares = probabilities(topology, args.rates).with_context(|| {
+        format!("--rates {} on a graph of {} nodes", args.rates, topology.node_count())
+    })?;
+    let as_they_are = args.rates == RateScheme::File && args.edge_rate.is_none();
+    let mean: f64 = topology.edges().iter().filter_map(|edge| edge.rate).sum::<f64>()
+        / topology.edge_count() as f64;
+    let scale = topology.edge_count() as f64 * if as_they_are { mean } else { 1.0 };
+    Ok(shares.into_iter().map(|share| share * scale).collect())
+}
+
 /// Settings of a local node's protocol.
 pub fn config(args: &LocalArgs, index: usize) -> Config {
+    let as_they_are = args.rates == RateScheme::File && args.edge_rate.is_none();
+    let automatic = match as_they_are {
+        true => EdgeRate::PerSecond(1.0),
+        false => EdgeRate::PerRound(args.exchanges_per_round),
+    };
     let mut seed = args.run.seed.to_le_bytes().to_vec();
     seed.extend((index as u64).to_le_bytes());
     Config {
         clock_seed: blake3::derive_key("rumormill v1 local clock", &seed),
         gradient: args.probe_rate.map_or(GradientClock::Auto, GradientClock::PerSecond),
-        edge_rate: args
-            .edge_rate
-            .map_or(EdgeRate::PerRound(args.exchanges_per_round), EdgeRate::PerSecond),
+        edge_rate: args.edge_rate.map_or(automatic, EdgeRate::PerSecond),
         block: args.block.max(1),
         patience: Time::from_millis(3_000),
         ..Config::default()
@@ -153,24 +168,28 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
     let founders = Founders::Members(identities.iter().map(Identity::node_id).collect());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let prepared = args.run.prepare(founders, cores)?;
+    let shares = edge_shares(args, &topology)?;
     let rounds = prepared.manifest.rounds_total();
     announce(args, &topology, &prepared);
     let started = Instant::now();
     let lines = if args.processes {
-        crate::processes::run(args, &topology, &identities, &prepared)?
+        crate::processes::run(args, &topology, &shares, &identities, &prepared)?
     } else {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(cores.min(topology.node_count()))
             .enable_all()
             .build()
             .context("cannot start the runtime")?;
-        runtime.block_on(tasks(args, &topology, identities, prepared))?
+        runtime.block_on(tasks(args, &topology, &shares, identities, prepared))?
     };
     let summary = Summary::new(rounds, started.elapsed().as_secs_f64(), lines);
     if args.json {
         println!("{}", serde_json::to_string(&summary)?);
     } else {
         print!("{}", summary.to_text());
+    }
+    for warning in summary.warnings() {
+        eprintln!("warning: {warning}");
     }
     Ok(if summary.agreement.identical { 0 } else { 3 })
 }
@@ -193,10 +212,24 @@ fn announce(args: &LocalArgs, topology: &Topology, prepared: &Prepared) {
     );
 }
 
+/// The neighbors of a node, with the relative rates of the edges to them.
+pub(crate) fn shares_of(
+    topology: &Topology,
+    shares: &[f64],
+    index: usize,
+) -> impl Iterator<Item = (usize, f64)> {
+    topology.edges().iter().zip(shares).filter_map(move |(edge, &share)| match index {
+        _ if edge.a == index => Some((edge.b, share)),
+        _ if edge.b == index => Some((edge.a, share)),
+        _ => None,
+    })
+}
+
 /// All nodes as tasks of this process.
 async fn tasks(
     args: &LocalArgs,
     topology: &Topology,
+    shares: &[f64],
     identities: Vec<Identity>,
     prepared: Prepared,
 ) -> Result<Vec<NodeLine>> {
@@ -221,7 +254,12 @@ async fn tasks(
         let setup = Setup {
             manifest: prepared.manifest.clone(),
             identity,
-            config: config(args, index),
+            config: Config {
+                edge_shares: shares_of(topology, shares, index)
+                    .map(|(at, share)| (ids[at], share))
+                    .collect(),
+                ..config(args, index)
+            },
             network,
             neighbors: Neighbors::Only(BTreeMap::new()),
             task: prepared.task.clone(),

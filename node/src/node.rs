@@ -72,6 +72,9 @@ pub struct NodeArgs {
     /// Print one JSON object on stdout at the end
     #[arg(long)]
     pub json: bool,
+    /// Relative rate of the edge to a neighbor, as NODE=SHARE
+    #[arg(long, hide = true, value_parser = edge_share)]
+    pub edge_share: Vec<(NodeId, f64)>,
     /// Position in the table of `local --processes`
     #[arg(long, hide = true, default_value_t = 0)]
     pub index: usize,
@@ -86,6 +89,13 @@ pub struct IdArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+fn edge_share(text: &str) -> Result<(NodeId, f64), String> {
+    let (node, share) = text.split_once('=').ok_or("expected NODE=SHARE")?;
+    let node = node.parse().map_err(|error| format!("{error}"))?;
+    let share = share.parse().map_err(|_| "the share is no number")?;
+    Ok((node, share))
 }
 
 /// Frames and answers as long as the protocol may make them.
@@ -238,6 +248,7 @@ fn protocol_config(
         gradient: probe_rate.map_or(GradientClock::Auto, GradientClock::PerSecond),
         edge_rate: edge_rate
             .map_or(EdgeRate::PerRound(args.exchanges_per_round), EdgeRate::PerSecond),
+        edge_shares: args.edge_share.iter().copied().collect(),
         block: args.block.max(1),
         ..Config::default()
     })

@@ -4,10 +4,11 @@ use std::net::{TcpListener, UdpSocket};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
+use rumormill::protocol::EdgeRate;
 use rumormill_topology::Topology;
 
 use crate::identity::Identity;
-use crate::local::LocalArgs;
+use crate::local::{LocalArgs, config, shares_of};
 use crate::report::NodeLine;
 use crate::run::{NodeSettings, Prepared, RunFile};
 
@@ -28,13 +29,14 @@ impl Drop for Children {
 pub(crate) fn run(
     args: &LocalArgs,
     topology: &Topology,
+    shares: &[f64],
     identities: &[Identity],
     prepared: &Prepared,
 ) -> Result<Vec<NodeLine>> {
     let folder = std::env::temp_dir().join(format!("rumormill-local-{}", std::process::id()));
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
-    let lines = spawn(args, topology, identities, prepared, &folder);
+    let lines = spawn(args, topology, shares, identities, prepared, &folder);
     // Results are in hand, or the error says more than the folder would.
     let _ = std::fs::remove_dir_all(&folder);
     lines
@@ -43,6 +45,7 @@ pub(crate) fn run(
 fn spawn(
     args: &LocalArgs,
     topology: &Topology,
+    shares: &[f64],
     identities: &[Identity],
     prepared: &Prepared,
     folder: &std::path::Path,
@@ -74,14 +77,19 @@ fn spawn(
             .args(["--exchanges-per-round", &args.exchanges_per_round.to_string()])
             .stdout(Stdio::piped())
             .stdin(Stdio::null());
-        for (name, rate) in [("--edge-rate", args.edge_rate), ("--probe-rate", args.probe_rate)] {
+        let edge_rate = match config(args, index).edge_rate {
+            EdgeRate::PerSecond(rate) => Some(rate),
+            EdgeRate::PerRound(_) => None,
+        };
+        for (name, rate) in [("--edge-rate", edge_rate), ("--probe-rate", args.probe_rate)] {
             if let Some(rate) = rate {
                 command.args([name, &rate.to_string()]);
             }
         }
-        for at in topology.neighbors(index) {
+        for (at, share) in shares_of(topology, shares, index) {
             let peer = identities[at].peer_id();
             command.args(["--peer", &format!("{}/p2p/{peer}", addresses[at])]);
+            command.args(["--edge-share", &format!("{}={share}", identities[at].node_id())]);
         }
         children.0.push(command.spawn().context("cannot start a child process")?);
     }

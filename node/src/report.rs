@@ -76,7 +76,39 @@ pub struct NodeLine {
     pub transport_bytes_out: u64,
     /// What was missing at the end, if anything.
     pub missing: String,
+    /// How long the run took at this node.
+    pub running_s: f64,
+    /// Its ends of edges.
+    pub edges: Vec<EdgeEnd>,
 }
+
+/// One end of an edge: this node's half of its clock.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EdgeEnd {
+    /// libp2p name of the neighbor.
+    pub peer_id: String,
+    /// How often the clock fired.
+    pub fired: u64,
+    /// Exchanges completed.
+    pub completed: u64,
+}
+
+/// How an edge's clock did.
+#[derive(Clone, Debug, Serialize)]
+pub struct EdgeLine {
+    /// The lower end.
+    pub a: usize,
+    /// The upper end.
+    pub b: usize,
+    /// Exchanges a second that the clocks of both ends asked for.
+    pub planned_per_s: f64,
+    /// Exchanges a second that were completed.
+    pub realised_per_s: f64,
+}
+
+/// A realised rate below this share of the planned one is warned about: DADAO's constants hold for
+/// the rate that is realised.
+pub const REALISED_MIN: f64 = 0.85;
 
 /// The result of a run, as `local --json` prints it.
 #[derive(Clone, Debug, Serialize)]
@@ -103,6 +135,32 @@ pub struct Summary {
     pub idle_fraction: f64,
     /// A line a node.
     pub per_node: Vec<NodeLine>,
+    /// A line an edge.
+    pub edges: Vec<EdgeLine>,
+}
+
+/// Both ends of each edge together. An end that saw its neighbor leave first is missing.
+fn edge_lines(nodes: &[NodeLine]) -> Vec<EdgeLine> {
+    let mut sums = std::collections::BTreeMap::<(usize, usize), (f64, f64)>::new();
+    for node in nodes {
+        for end in &node.edges {
+            let Some(other) = nodes.iter().find(|other| other.peer_id == end.peer_id) else {
+                continue;
+            };
+            let key = (node.index.min(other.index), node.index.max(other.index));
+            let (planned, realised) = sums.entry(key).or_default();
+            let seconds = node.running_s.max(1e-9);
+            *planned += end.fired as f64 / seconds;
+            *realised += end.completed as f64 / seconds;
+        }
+    }
+    let line = |((a, b), (planned_per_s, realised_per_s))| EdgeLine {
+        a,
+        b,
+        planned_per_s,
+        realised_per_s,
+    };
+    sums.into_iter().map(line).collect()
 }
 
 /// Held-out loss.
@@ -136,6 +194,16 @@ impl NodeLine {
             accepted_bytes: stats.accepted_bytes,
             transport_bytes_out: outcome.counters.transport_bytes_out,
             missing: outcome.missing.clone(),
+            running_s: running,
+            edges: outcome
+                .edges
+                .iter()
+                .map(|&(peer, fired, completed)| EdgeEnd {
+                    peer_id: peer.to_string(),
+                    fired,
+                    completed,
+                })
+                .collect(),
         }
     }
 }
@@ -178,8 +246,26 @@ impl Summary {
                 transport_bytes_per_gradient: each(total(|node| node.transport_bytes_out)),
             },
             idle_fraction: mean(|node| node.idle_fraction),
+            edges: edge_lines(&per_node),
             per_node,
         }
+    }
+
+    /// Warnings about edges that realised too little of their rate.
+    pub fn warnings(&self) -> Vec<String> {
+        let slow = |edge: &&EdgeLine| edge.realised_per_s < REALISED_MIN * edge.planned_per_s;
+        let warn = |edge: &EdgeLine| {
+            format!(
+                "edge {}–{} realised {:.1} of {:.1} exchanges a second ({:.0} %): the machines or \
+                 the link cannot keep up, choose a lower --edge-rate",
+                edge.a,
+                edge.b,
+                edge.realised_per_s,
+                edge.planned_per_s,
+                100.0 * edge.realised_per_s / edge.planned_per_s
+            )
+        };
+        self.edges.iter().filter(slow).map(warn).collect()
     }
 
     /// The table and the verdict.

@@ -165,7 +165,7 @@ impl RunArgs {
 }
 
 /// Step size where nothing is said; measured, see ARCHITECTURE.md.
-const DEFAULT_STEP: f64 = 0.25;
+const DEFAULT_STEP: f64 = 0.06;
 
 /// Rounds where nothing is said: the built-in task is through in well under a minute.
 const DEFAULT_ROUNDS: u64 = 400;

@@ -56,6 +56,10 @@ pub(super) struct Link {
     ahead: (u64, u32),
     /// Consecutive exchanges without news in either direction.
     quiet: u32,
+    /// How often the clock fired here since the run started, and how many of the exchanges begun
+    /// then were answered.
+    fired: u64,
+    completed: u64,
     /// Exchanges in which a height was acknowledged differently with equal lengths.
     disagreed: u32,
 }
@@ -84,8 +88,14 @@ impl Link {
             tag: [0; 4],
             ahead: (0, 0),
             quiet: 0,
+            fired: 0,
+            completed: 0,
             disagreed: 0,
         }
+    }
+
+    pub(super) fn realised(&self) -> (u64, u64) {
+        (self.fired, self.completed)
     }
 
     pub(super) fn due(&self) -> Time {
@@ -192,6 +202,7 @@ impl Protocol {
                 self.send_frame(peer, &frame, out);
                 continue;
             }
+            link.fired += 1;
             if let Some(opened) = link.opened {
                 if now.since(opened) < ANSWER_WAIT {
                     continue;
@@ -494,8 +505,10 @@ impl Protocol {
         match stage {
             Stage::Open => self.send_exchange(from, Stage::Answer, out),
             Stage::Answer => {
-                if let Some(link) = self.links.get_mut(&from) {
-                    link.opened = None;
+                if let Some(link) = self.links.get_mut(&from)
+                    && link.opened.take().is_some()
+                {
+                    link.completed += 1;
                 }
                 self.send_exchange(from, Stage::Close, out);
                 self.ask_history(from, now, out);

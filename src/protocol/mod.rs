@@ -488,6 +488,15 @@ impl Protocol {
         self.stalled.as_deref()
     }
 
+    /// For every neighbor: how often this end of the edge's clock fired, and how many of the
+    /// exchanges it began were completed. DADAO's constants hold for the realised rate.
+    pub fn edges(&self) -> impl Iterator<Item = (NodeId, u64, u64)> + '_ {
+        self.links.iter().map(|(peer, link)| {
+            let (fired, completed) = link.realised();
+            (*peer, fired, completed)
+        })
+    }
+
     /// Numbers for people and metrics.
     pub fn stats(&self) -> Stats {
         self.stats
