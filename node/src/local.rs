@@ -49,7 +49,7 @@ pub struct LocalArgs {
     /// Probes a second and node (default: as fast as compute allows)
     #[arg(long)]
     pub probe_rate: Option<f64>,
-    /// Exchanges on an edge in the time of a round's probes
+    /// Exchanges of a node with its neighbors in the time of a round's probes
     #[arg(long, default_value_t = 3.0, conflicts_with = "edge_rate")]
     pub exchanges_per_round: f64,
     /// Own records that are signed together

@@ -253,19 +253,24 @@ impl Summary {
 
     /// Warnings about edges that realised too little of their rate.
     pub fn warnings(&self) -> Vec<String> {
-        let slow = |edge: &&EdgeLine| edge.realised_per_s < REALISED_MIN * edge.planned_per_s;
-        let warn = |edge: &EdgeLine| {
-            format!(
-                "edge {}–{} realised {:.1} of {:.1} exchanges a second ({:.0} %): the machines or \
-                 the link cannot keep up, choose a lower --edge-rate",
-                edge.a,
-                edge.b,
-                edge.realised_per_s,
-                edge.planned_per_s,
-                100.0 * edge.realised_per_s / edge.planned_per_s
-            )
-        };
-        self.edges.iter().filter(slow).map(warn).collect()
+        let share = |edge: &EdgeLine| edge.realised_per_s / edge.planned_per_s;
+        let mut slow: Vec<&EdgeLine> =
+            self.edges.iter().filter(|edge| share(edge) < REALISED_MIN).collect();
+        slow.sort_by(|a, b| share(a).total_cmp(&share(b)));
+        let Some(worst) = slow.first() else { return Vec::new() };
+        vec![format!(
+            "{} of {} edges realised less than {:.0} % of their rate, edge {}–{} {:.1} of {:.1} \
+             exchanges a second ({:.0} %): machines or links cannot keep up, choose a lower \
+             --edge-rate",
+            slow.len(),
+            self.edges.len(),
+            100.0 * REALISED_MIN,
+            worst.a,
+            worst.b,
+            worst.realised_per_s,
+            worst.planned_per_s,
+            100.0 * share(worst)
+        )]
     }
 
     /// The table and the verdict.

@@ -17,8 +17,9 @@ pub enum GradientClock {
 /// How often an edge's two ends exchange, together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum EdgeRate {
-    /// So many exchanges in the time that this node needs for the probes of a round, between
-    /// [`EDGE_RATE_MIN`] and [`EDGE_RATE_MAX`].
+    /// So many exchanges of a node with all its neighbors together (each has two ends) in the time
+    /// that it needs for the probes of a round; on each edge between [`EDGE_RATE_MIN`] and
+    /// [`EDGE_RATE_MAX`].
     PerRound(f64),
     /// So many exchanges a second on an average edge.
     PerSecond(f64),
@@ -64,7 +65,7 @@ impl Default for Config {
             clock_seed: [0; 32],
             unix_s: 0,
             gradient: GradientClock::Auto,
-            // Guess, to be measured: see ARCHITECTURE.md, settings of `local`.
+            // Measured: ARCHITECTURE.md, "Settings of local".
             edge_rate: EdgeRate::PerRound(3.0),
             edge_shares: BTreeMap::new(),
             pipeline: 4,

@@ -60,6 +60,10 @@ pub(super) struct Link {
     /// then were answered.
     fired: u64,
     completed: u64,
+    /// The clock fired while an exchange was under way.
+    again: bool,
+    /// Mean time from opening an exchange to its answer, in seconds.
+    round_trip_s: Option<f64>,
     /// Exchanges in which a height was acknowledged differently with equal lengths.
     disagreed: u32,
 }
@@ -90,6 +94,8 @@ impl Link {
             quiet: 0,
             fired: 0,
             completed: 0,
+            again: false,
+            round_trip_s: None,
             disagreed: 0,
         }
     }
@@ -203,34 +209,49 @@ impl Protocol {
                 continue;
             }
             link.fired += 1;
-            if let Some(opened) = link.opened {
-                if now.since(opened) < ANSWER_WAIT {
+            match link.opened {
+                // The last exchange is under way: this one follows at once.
+                Some(opened) if now.since(opened) < ANSWER_WAIT => {
+                    link.again = true;
                     continue;
                 }
-                link.lose_track();
+                Some(_) => link.lose_track(),
+                None => {}
             }
-            link.opened = Some(now);
-            self.stats.exchanges += 1;
-            self.send_exchange(peer, Stage::Open, out);
+            self.open_exchange(peer, now, out);
         }
+    }
+
+    fn open_exchange(&mut self, peer: NodeId, now: Time, out: &mut Vec<Output>) {
+        let link = self.link_mut(peer);
+        link.opened = Some(now);
+        link.again = false;
+        self.stats.exchanges += 1;
+        self.send_exchange(peer, Stage::Open, out);
     }
 
     /// Exchanges a second on the edge to a neighbor, both ends together.
     fn edge_rate(&self, peer: NodeId) -> f64 {
         let share = self.config.edge_shares.get(&peer).copied().unwrap_or(1.0);
         let waiting = !self.is_started() || self.round >= self.manifest.rounds_total();
+        let (round_trip_s, quiet) = self
+            .links
+            .get(&peer)
+            .map_or((0.0, 0), |link| (link.round_trip_s.unwrap_or(0.0), link.quiet));
         let rate = match self.config.edge_rate {
             EdgeRate::PerSecond(rate) => return rate * share,
             EdgeRate::PerRound(exchanges) => {
                 let round_s =
                     self.probe_s.unwrap_or(1e-3) * f64::from(self.manifest.probes_per_round);
-                (exchanges / round_s).clamp(EDGE_RATE_MIN, EDGE_RATE_MAX)
+                2.0 * exchanges / (round_s * self.links.len().max(1) as f64)
             }
         };
+        // No more than the edge can complete: an exchange at a time from each end.
+        let possible = EDGE_RATE_MAX.min(1.0 / round_trip_s.max(1e-6));
+        let rate = (rate * share).clamp(EDGE_RATE_MIN, possible.max(EDGE_RATE_MIN));
         let rate = if waiting { rate.max(EDGE_RATE_WAITING) } else { rate };
         // Nothing new on either side for a while: nobody is waiting for this edge.
-        let quiet = self.links.get(&peer).map_or(0, |link| link.quiet / 64).min(7);
-        (rate * share / f64::from(1_u32 << quiet)).max(EDGE_RATE_MIN)
+        (rate / f64::from(1_u32 << (quiet / 64).min(7))).max(EDGE_RATE_MIN)
     }
 
     fn send_frame(&mut self, to: NodeId, frame: &Frame, out: &mut Vec<Output>) {
@@ -505,15 +526,24 @@ impl Protocol {
         match stage {
             Stage::Open => self.send_exchange(from, Stage::Answer, out),
             Stage::Answer => {
-                if let Some(link) = self.links.get_mut(&from)
-                    && link.opened.take().is_some()
-                {
-                    link.completed += 1;
-                }
+                self.on_answer(from, now);
                 self.send_exchange(from, Stage::Close, out);
                 self.ask_history(from, now, out);
+                if self.links.get(&from).is_some_and(|link| link.again && link.opened.is_none()) {
+                    self.open_exchange(from, now, out);
+                }
             }
             Stage::Close => {}
+        }
+    }
+
+    fn on_answer(&mut self, from: NodeId, now: Time) {
+        let link = self.link_mut(from);
+        if let Some(opened) = link.opened.take() {
+            link.completed += 1;
+            let took = now.since(opened).as_secs_f64();
+            link.round_trip_s =
+                link.round_trip_s.map(|mean| mean + (took - mean) / 8.0).or(Some(took));
         }
     }
 
