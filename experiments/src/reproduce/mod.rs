@@ -35,7 +35,7 @@ pub enum What {
         /// A folder with the four gzipped MNIST idx files.
         #[arg(long)]
         data: PathBuf,
-        /// Seeds 1, 2, …; about five minutes each at 600 steps.
+        /// Seeds 1, 2, …; about two CPU minutes each at 600 steps.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
         seeds: u64,
         /// Steps, a multiple of 50, at least 150.
