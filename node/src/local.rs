@@ -50,7 +50,7 @@ pub struct LocalArgs {
     #[arg(long)]
     pub probe_rate: Option<f64>,
     /// Exchanges of a node with its neighbors in the time of a round's probes
-    #[arg(long, default_value_t = 3.0, conflicts_with = "edge_rate")]
+    #[arg(long, default_value_t = 2.0, conflicts_with = "edge_rate")]
     pub exchanges_per_round: f64,
     /// Own records that are signed together
     #[arg(long, default_value_t = 64)]

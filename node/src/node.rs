@@ -55,7 +55,7 @@ pub struct NodeArgs {
     #[arg(long)]
     pub edge_rate: Option<f64>,
     /// Exchanges on an edge in the time of a round's probes, where no rate is given
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, default_value_t = 2.0)]
     pub exchanges_per_round: f64,
     /// Probes a second
     #[arg(long)]

@@ -66,7 +66,7 @@ impl Default for Config {
             unix_s: 0,
             gradient: GradientClock::Auto,
             // Measured: ARCHITECTURE.md, "Settings of local".
-            edge_rate: EdgeRate::PerRound(3.0),
+            edge_rate: EdgeRate::PerRound(2.0),
             edge_shares: BTreeMap::new(),
             pipeline: 4,
             block: 64,
