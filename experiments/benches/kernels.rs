@@ -1,6 +1,6 @@
 //! What the inner loops cost, beside a plain `f32` axpy over an array of the same size.
 //!
-//! `cargo bench -p rumormill --bench kernels`. Printed is the median over interleaved repetitions: every
+//! `cargo bench --bench kernels`. Printed is the median over interleaved repetitions: every
 //! kernel of a group runs once, then all again, so that a busy machine slows all of them alike and the
 //! ratio to the axpy holds. The least time is what an idle machine would show. That is why this is a plain program: the usual harnesses time one
 //! function after the other.
