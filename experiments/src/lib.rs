@@ -6,12 +6,6 @@
 //! [`vectors`] recomputes files of test vectors. [`simulation`] is the discrete-event network that
 //! drives the very protocol value of the daemon.
 
-#![allow(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "only the pure packages must do without clocks and threads"
-)]
-
 pub mod attack;
 pub mod event;
 pub mod graph;

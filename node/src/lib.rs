@@ -4,12 +4,6 @@
 //! [`evaluator`] for compute and [`store`] for disk. The commands start one ([`node`]) or many
 //! ([`local`]).
 
-#![allow(
-    clippy::disallowed_types,
-    clippy::disallowed_methods,
-    reason = "only the pure packages must do without clocks and threads"
-)]
-
 pub mod cli;
 pub mod daemon;
 pub mod data;
