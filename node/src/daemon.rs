@@ -78,6 +78,8 @@ pub struct Setup {
     pub entries: Vec<Entry>,
     /// Stop although the run is not certified after this long.
     pub timeout: Option<Duration>,
+    /// Go on serving history after the run is certified, until told to stop.
+    pub stay: bool,
 }
 
 /// Why a node could not start or go on.
@@ -187,6 +189,7 @@ pub struct Daemon {
     labels: Arc<Vec<u16>>,
     started: Instant,
     timeout: Option<Duration>,
+    stay: bool,
     requests: BTreeMap<RequestId, NodeId>,
     /// libp2p names of the connected neighbors.
     links: BTreeMap<NodeId, PeerId>,
@@ -244,6 +247,7 @@ impl Daemon {
             labels: setup.labels,
             started: Instant::now(),
             timeout: setup.timeout,
+            stay: setup.stay,
             requests: BTreeMap::new(),
             links: BTreeMap::new(),
             offences: BTreeMap::new(),
@@ -312,7 +316,7 @@ impl Daemon {
         self.started = Instant::now();
         self.feed(Input::Wake)?;
         let ending = loop {
-            if self.protocol.is_done(self.now()) {
+            if !self.stay && self.protocol.is_done(self.now()) {
                 break Ending::Certified;
             }
             if self.timeout.is_some_and(|timeout| self.started.elapsed() > timeout) {
@@ -332,7 +336,10 @@ impl Daemon {
                 () = tokio::time::sleep(sleep) => self.feed(Input::Wake)?,
                 _ = self.stop.recv(), if !self.stopping => {
                     self.stopping = true;
-                    break Ending::Stopped;
+                    break match self.protocol.is_finished() {
+                        true => Ending::Certified,
+                        false => Ending::Stopped,
+                    };
                 }
             }
         };

@@ -268,6 +268,7 @@ async fn tasks(
             store: Store::memory(),
             entries: Vec::new(),
             timeout: Some(Duration::from_secs_f64(args.timeout)),
+            stay: false,
         };
         let (mut daemon, handle) = Daemon::new(setup)?;
         addresses.push(daemon.listening().await);

@@ -69,6 +69,9 @@ pub struct NodeArgs {
     /// Give up after so many seconds
     #[arg(long)]
     pub timeout: Option<f64>,
+    /// Stay after the run is certified and serve its history to late nodes, until Ctrl-C
+    #[arg(long)]
+    pub stay: bool,
     /// Print one JSON object on stdout at the end
     #[arg(long)]
     pub json: bool,
@@ -139,6 +142,13 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     if let Some(data) = &args.data {
         file.node.data.clone_from(data);
     }
+    let timeout = match args.timeout.map(Duration::try_from_secs_f64) {
+        Some(Err(_)) => {
+            crate::cli::usage("--timeout must be a number of seconds".into()).map(|()| None)?
+        }
+        Some(Ok(timeout)) => Some(timeout),
+        None => None,
+    };
     let run = file.run.run_id();
     let directory = match &args.data_dir {
         Some(directory) => directory.clone(),
@@ -172,7 +182,8 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         labels: Arc::new(prepared.dataset.train.labels.clone()),
         store,
         entries,
-        timeout: args.timeout.map(Duration::from_secs_f64),
+        timeout,
+        stay: args.stay,
     };
     let rounds = setup.manifest.rounds_total();
     let (mut daemon, handle) = Daemon::new(setup)?;

@@ -76,6 +76,8 @@ pub struct NodeLine {
     pub transport_bytes_out: u64,
     /// What was missing at the end, if anything.
     pub missing: String,
+    /// A parameter is about to leave the range of its integer: the run has diverged.
+    pub out_of_range: bool,
     /// How long the run took at this node.
     pub running_s: f64,
     /// Its ends of edges.
@@ -194,6 +196,7 @@ impl NodeLine {
             accepted_bytes: stats.accepted_bytes,
             transport_bytes_out: outcome.counters.transport_bytes_out,
             missing: outcome.missing.clone(),
+            out_of_range: outcome.report.out_of_range,
             running_s: running,
             edges: outcome
                 .edges
@@ -251,14 +254,24 @@ impl Summary {
         }
     }
 
-    /// Warnings about edges that realised too little of their rate.
+    /// What people should know beside the result.
     pub fn warnings(&self) -> Vec<String> {
+        let diverged = self.per_node.iter().any(|node| node.out_of_range || !node.loss.is_finite());
+        let diverged = diverged.then(|| {
+            "the model has diverged: a parameter or the loss left its range; choose a smaller --step"
+                .into()
+        });
+        diverged.into_iter().chain(self.slow_edges()).collect()
+    }
+
+    /// Edges that realised too little of their rate.
+    fn slow_edges(&self) -> Option<String> {
         let share = |edge: &EdgeLine| edge.realised_per_s / edge.planned_per_s;
         let mut slow: Vec<&EdgeLine> =
             self.edges.iter().filter(|edge| share(edge) < REALISED_MIN).collect();
         slow.sort_by(|a, b| share(a).total_cmp(&share(b)));
-        let Some(worst) = slow.first() else { return Vec::new() };
-        vec![format!(
+        let worst = slow.first()?;
+        Some(format!(
             "{} of {} edges realised less than {:.0} % of their rate, edge {}–{} {:.1} of {:.1} \
              exchanges a second ({:.0} %): machines or links cannot keep up, choose a lower \
              --edge-rate",
@@ -270,7 +283,7 @@ impl Summary {
             worst.realised_per_s,
             worst.planned_per_s,
             100.0 * share(worst)
-        )]
+        ))
     }
 
     /// The table and the verdict.

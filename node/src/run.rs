@@ -62,9 +62,10 @@ pub struct RunArgs {
     /// Probes that a node aims at in a round; it makes at most twice as many
     #[arg(long, default_value_t = 32)]
     pub probes_per_round: u32,
-    /// Probes per direction
-    #[arg(long, default_value_t = 2.0)]
-    pub redundancy: f64,
+    /// Probes per direction, when every node makes just --probes-per-round (default: 1 with the
+    /// selection rule mean, otherwise 3, so that rules have values to compare)
+    #[arg(long)]
+    pub redundancy: Option<f64>,
     /// Rounds that are certified together
     #[arg(long, default_value_t = 8)]
     pub rounds_per_height: u32,
@@ -106,8 +107,10 @@ impl RunArgs {
         let source = self.source();
         let dataset = Arc::new(source.load()?);
         let (objective, base) = model(&self.model, &dataset, self.seed)?;
-        if !(self.redundancy >= 1.0 && self.redundancy <= 4096.0) {
-            bail!("--redundancy is {}, must be between 1 and 4096", self.redundancy);
+        let redundancy =
+            self.redundancy.unwrap_or(if self.selection == Rule::Mean { 1.0 } else { 3.0 });
+        if !(1.0..=4096.0).contains(&redundancy) {
+            bail!("--redundancy is {redundancy}, must be between 1 and 4096");
         }
         let step = self.step.unwrap_or(DEFAULT_STEP);
         if !(step > 0.0 && step < 256.0) {
@@ -130,7 +133,7 @@ impl RunArgs {
             rounds: self.rounds.unwrap_or(DEFAULT_ROUNDS),
             rounds_per_height: self.rounds_per_height,
             probes_per_round: self.probes_per_round,
-            redundancy_256: (self.redundancy * 256.0).round() as u32,
+            redundancy_256: (redundancy * 256.0).round() as u32,
             staleness: self.staleness,
             batch: self.batch,
             epsilon_log2: self.epsilon_log2,
@@ -165,10 +168,10 @@ impl RunArgs {
 }
 
 /// Step size where nothing is said; measured, see ARCHITECTURE.md.
-const DEFAULT_STEP: f64 = 0.06;
+const DEFAULT_STEP: f64 = 0.07;
 
 /// Rounds where nothing is said: the built-in task is through in well under a minute.
-const DEFAULT_ROUNDS: u64 = 400;
+const DEFAULT_ROUNDS: u64 = 1000;
 
 /// Probes by which the scale of the first bytes is measured.
 const SCALE_PROBES: u32 = 64;
