@@ -42,6 +42,15 @@ impl Roster {
         true
     }
 
+    /// Forgets members that count from a height or later, because the heights that admitted them
+    /// are derived again.
+    pub fn forget_from(&mut self, height: Height) {
+        let kept = self.members.partition_point(|member| member.from < height);
+        for member in self.members.drain(kept..) {
+            self.by_id.remove(&member.id);
+        }
+    }
+
     /// The number of members at a height. Members are admitted in the order of heights.
     pub fn len_at(&self, height: Height) -> usize {
         self.members.partition_point(|member| member.from <= height)
@@ -89,5 +98,9 @@ mod tests {
         assert!(!roster.admit(NodeId([3; 32]), Height(6)));
         assert_eq!((roster.len_at(Height(4)), roster.len_at(Height(5))), (2, 3));
         assert_eq!(roster.origin(&NodeId([3; 32])), Some(Origin(2)));
+        roster.forget_from(Height(6));
+        assert_eq!(roster.len(), 3);
+        roster.forget_from(Height(5));
+        assert_eq!((roster.len(), roster.origin(&NodeId([3; 32]))), (2, None));
     }
 }

@@ -558,7 +558,7 @@ mod tests {
 
     #[test]
     fn lost_doubled_and_reordered_frames_do_not_divide_the_nodes() {
-        for seed in 0..40 {
+        for seed in 0..60 {
             let link =
                 LinkModel { loss: 0.3, duplication: 0.2, reorder: 0.2, ..LinkModel::default() };
             let mut network = network(6, manifest(6, 16), link, seed);
@@ -581,7 +581,7 @@ mod tests {
 
     #[test]
     fn crashed_nodes_resume_and_never_contradict_themselves() {
-        for seed in 0..40 {
+        for seed in 0..60 {
             let mut network = network(5, manifest(5, 24), LinkModel::default(), seed);
             network.start_all();
             for k in 0..6_u64 {

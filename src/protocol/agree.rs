@@ -70,9 +70,8 @@ impl Protocol {
         }
         let Some(params) = self.params(height) else { return false };
         let Some(me) = self.own_origin(&params) else { return false };
-        let measuring = self.outstanding.iter().any(|(round, _)| round.0 < end)
-            || (self.probing && self.round < end);
-        if measuring {
+        // The height is closed here, so the next probe is beyond it; those under way still count.
+        if self.is_measuring_before(end) {
             return false;
         }
         let beyond = |origin: &Origin| {
@@ -86,10 +85,16 @@ impl Protocol {
             || self.ack_due().is_some_and(|due| due <= now)
     }
 
+    fn is_measuring_before(&self, end: u64) -> bool {
+        self.outstanding.iter().any(|(round, _)| round.0 < end)
+    }
+
     /// When the lowest open height is acknowledged although some members were not seen to go on.
     pub(super) fn ack_due(&self) -> Option<Time> {
         let state = self.heights.get(&self.certified)?;
-        let waiting = state.certified.is_none() && state.signed.is_empty();
+        let waiting = state.certified.is_none()
+            && state.signed.is_empty()
+            && !self.is_measuring_before(self.first_round(self.certified + 1));
         let closed_at = state.closed_at.filter(|_| waiting)?;
         let round_s = self.probe_s.unwrap_or(0.0) * f64::from(self.manifest.probes_per_round);
         let wait = self.config.patience.max(Time::from_secs_f64(2.0 * round_s));
@@ -103,7 +108,7 @@ impl Protocol {
         let Some(origin) = self.own_origin(&params) else { return };
         let end = self.first_round(height + 1);
         let left = !self.probing || self.round >= end;
-        let measuring = self.outstanding.iter().any(|(round, _)| round.0 < end);
+        let measuring = self.is_measuring_before(end);
         let last_height = height + 1 == self.manifest.heights();
         let first = self.first_round(height);
         let (round, probing) = (self.round, self.probing);
@@ -390,7 +395,8 @@ impl Protocol {
     fn replace(&mut self, height: u64, set: RecordSet, now: Time, out: &mut Vec<Output>) {
         let end = self.certified;
         out.push(Output::Event(Event::Replaced { height: Height(height) }));
-        self.dirty.extend(self.first_round(height)..self.closed);
+        // Who joined was derived from the smaller set.
+        self.roster.forget_from(Height(height + 2));
         for &origin in &set.equivocators {
             self.excluded.entry(origin).or_insert(height);
         }
@@ -398,11 +404,19 @@ impl Protocol {
         for later in height..end {
             let set = self.heights[&later].certified.clone().expect("certified before");
             self.certified = later;
-            let rounds = self.first_round(later)..self.first_round(later + 1);
-            self.dirty.extend(rounds);
+            self.derive_again(later, self.first_round(later + 1));
             self.settle(out);
             self.advance(later, &set, now, out);
         }
+        self.derive_again(end, self.closed);
+        self.settle(out);
+    }
+
+    /// Marks rounds as changed, from a height on: who works, and so who walks where, may differ.
+    fn derive_again(&mut self, height: u64, end: u64) {
+        let first = self.first_round(height);
+        self.deals.split_off(&first);
+        self.dirty.extend(first..end);
     }
 
     /// Asks a neighbor that is ahead, or whose chain differs, for certified history.
