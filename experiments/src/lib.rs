@@ -4,7 +4,7 @@
 //! [`problem`] holds the objectives and [`graph`] the communication graphs with their spectral
 //! numbers; [`reproduce`] compares what comes out with published or measured figures;
 //! [`vectors`] recomputes files of test vectors. [`simulation`] is the discrete-event network that
-//! drives the very protocol value of the daemon.
+//! drives the very protocol value of the daemon; [`soak`] mixes its troubles by seed.
 
 pub mod attack;
 pub mod event;
@@ -17,4 +17,5 @@ pub mod network;
 pub mod problem;
 pub mod reproduce;
 pub mod simulation;
+pub mod soak;
 pub mod vectors;

@@ -73,6 +73,13 @@ pub enum Action {
     StopProbing(usize),
 }
 
+/// What a faulty node sends instead: given the neighbor, the frame that the protocol wants to send
+/// and the node's log, the frames that go out.
+pub type Liar = Box<dyn FnMut(usize, Vec<u8>, &[Entry]) -> Vec<Vec<u8>>>;
+
+/// What a faulty node answers instead when it is asked for certified history.
+pub type Historian = Box<dyn FnMut(Vec<CertifiedHeight>) -> Vec<CertifiedHeight>>;
+
 enum Happening {
     Wake(usize),
     Deliver { to: usize, from: NodeId, bytes: Vec<u8> },
@@ -122,6 +129,10 @@ pub struct Node {
     pub events: Vec<(Time, Event)>,
     /// Offences it complained of.
     pub complaints: Vec<String>,
+    /// Makes the node faulty: its frames pass through here. A faulty node is waited for by nobody.
+    pub liar: Option<Liar>,
+    /// Changes the certified history that the node gives to others.
+    pub historian: Option<Historian>,
 }
 
 /// The network.
@@ -171,6 +182,8 @@ impl<T: Trainer> Simulation<T> {
                 life: 0,
                 events: Vec::new(),
                 complaints: Vec::new(),
+                liar: None,
+                historian: None,
             })
             .collect();
         Simulation {
@@ -274,7 +287,7 @@ impl<T: Trainer> Simulation<T> {
                     }
                     self.nodes[node].log.push(entry);
                 }
-                Output::Send { to, bytes } => self.transmit(node, to, bytes),
+                Output::Send { to, bytes } => self.send(node, to, bytes),
                 Output::Request { to, request } => self.answer(node, to, request),
                 Output::Probe { round, slot } => {
                     let losses = self.trainer.losses(node, round, slot);
@@ -309,8 +322,18 @@ impl<T: Trainer> Simulation<T> {
         probability > 0.0 && self.rng.unit_f64() < probability
     }
 
-    fn transmit(&mut self, node: usize, to: NodeId, bytes: Vec<u8>) {
+    fn send(&mut self, node: usize, to: NodeId, bytes: Vec<u8>) {
         let Some(&to) = self.index.get(&to) else { return };
+        let Some(mut liar) = self.nodes[node].liar.take() else {
+            return self.transmit(node, to, bytes);
+        };
+        for bytes in liar(to, bytes, &self.nodes[node].log) {
+            self.transmit(node, to, bytes);
+        }
+        self.nodes[node].liar = Some(liar);
+    }
+
+    fn transmit(&mut self, node: usize, to: usize, bytes: Vec<u8>) {
         if !self.carries(node, to) || self.chance(self.link.loss) {
             return;
         }
@@ -341,7 +364,11 @@ impl<T: Trainer> Simulation<T> {
             }
             Request::History { from } => {
                 let heights = self.nodes[other].history.range(from..).take(16);
-                Response::History(heights.map(|(_, height)| height.clone()).collect())
+                let heights = heights.map(|(_, height)| height.clone()).collect();
+                Response::History(match &mut self.nodes[other].historian {
+                    Some(historian) => historian(heights),
+                    None => heights,
+                })
             }
         });
         let due = self.now + self.link.latency + self.link.latency + self.link.jitter;
@@ -426,7 +453,8 @@ impl<T: Trainer> Simulation<T> {
     }
 
     fn all_done(&self) -> bool {
-        let mut up = self.nodes.iter().filter_map(|node| node.protocol.as_ref());
+        let honest = self.nodes.iter().filter(|node| node.liar.is_none());
+        let mut up = honest.filter_map(|node| node.protocol.as_ref());
         up.all(|protocol| protocol.is_done(self.now))
     }
 }

@@ -378,8 +378,11 @@ impl Protocol {
             if *known > ack.weight {
                 continue;
             }
-            *known = ack.weight + 1;
-            let same = |group: &AckGroup| group.height == height && group.digest == ack.digest;
+            *known = ack.weight.saturating_add(1);
+            // A liar may sign one digest under two weights: the signature covers both.
+            let same = |group: &AckGroup| {
+                (group.height, group.weight, group.digest) == (height, ack.weight, ack.digest)
+            };
             let entry = (origin.0, ack.signature);
             match groups.iter_mut().find(|group| same(group)) {
                 Some(group) => group.acks.push(entry),
@@ -451,7 +454,8 @@ impl Protocol {
         match Frame::decode(bytes) {
             Err(error) => self.offend(from, Offence::Undecodable(error.to_string()), out),
             Ok(Frame::Hello { manifest, answer }) => self.on_hello(from, &manifest, answer, out),
-            Ok(_) if !self.links[&from].greeted => self.offend(from, Offence::OutOfOrder, out),
+            // The neighbor's hello was lost or is on its way: the edge's clock asks for it again.
+            Ok(_) if !self.links[&from].greeted => {}
             Ok(Frame::Start { present, votes }) => self.on_start(from, present, votes, now, out),
             Ok(Frame::Exchange(exchange)) => self.on_exchange(from, exchange, now, out),
         }
@@ -633,7 +637,7 @@ impl Protocol {
                 }
                 let known = self.link_mut(from).acks.entry((group.height, Origin(origin)));
                 let known = known.or_insert(0);
-                *known = (*known).max(group.weight + 1);
+                *known = (*known).max(group.weight.saturating_add(1));
             }
         }
         Ok(())
