@@ -1,7 +1,7 @@
 //! Edge rates with which the fewest exchanges suffice.
 //!
 //! DADAO (arXiv 2208.00779) needs a total rate of R = √(2 χ₁ χ₂), where χ₁ and χ₂ are those of
-//! edge probabilities p that sum to 1 (module [`spectrum`](crate::spectrum)). The abstract of the
+//! edge probabilities p that sum to 1 (module [`spectrum`]). The abstract of the
 //! paper promises the best p by semidefinite programming; what its program relaxes is not
 //! public, but no relaxation is needed: λ₂ and each conductance 1/R_k are concave in p and
 //! proportional to it, so
@@ -124,7 +124,7 @@ pub struct OptimalRates {
 /// use rumormill_topology::family::{Family, Parameters, generate};
 /// use rumormill_topology::rate;
 ///
-/// let barbell = generate(Family::Barbell, 8, Parameters::default(), 0).unwrap();
+/// let barbell = generate(Family::Barbell, 16, Parameters::default(), 0).unwrap();
 /// let best = rate::optimal(&barbell).unwrap();
 /// assert!(best.spectrum.rate_min() < 0.5 * best.uniform.rate_min());
 /// ```
