@@ -109,8 +109,10 @@ pub struct OptimalRates {
     pub spectrum: Spectrum,
     /// The numbers of uniform probabilities, never better.
     pub uniform: Spectrum,
-    /// R is at most this part above the optimum: 0.002 means 0.2 %. The search ends at
-    /// [`GAP_WANTED`], or when its steps are used up.
+    /// R is proven to be at most this part above the optimum: 0.002 means 0.2 %. The search ends
+    /// at [`GAP_WANTED`], or when its steps are used up. Then the proof lags behind: on a random
+    /// geometric graph of 64 nodes ten times the steps took the gap from 2 % to 0.1 %, but R down
+    /// by 0.002 % only.
     pub gap: f64,
 }
 
