@@ -2,7 +2,12 @@
 //!
 //! Pure: text and numbers in, text and numbers out; no files, clocks, threads or global
 //! randomness. A [`Topology`] comes out of a file ([`format::parse`]) or a family
-//! ([`family::generate`]) and is always valid: undirected, simple, with rates in range.
+//! ([`family::generate`]) and is always valid: undirected, simple, with rates in range. From it
+//! come its shape ([`structure`]), what the shape means for gossip ([`spectrum`]), the edge rates
+//! with which the fewest exchanges suffice ([`rate`]), all of that in words ([`report`]), a
+//! picture ([`draw`]) and files again ([`format::write`]).
+//!
+//! It does not know the training protocol: rates are numbers here, clocks are elsewhere.
 
 pub mod draw;
 pub mod family;

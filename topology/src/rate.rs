@@ -1,7 +1,7 @@
 //! Edge rates with which the fewest exchanges suffice.
 //!
 //! DADAO (arXiv 2208.00779) needs a total rate of R = √(2 χ₁ χ₂), where χ₁ and χ₂ are those of
-//! edge probabilities p that sum to 1 (module [`spectrum`](crate::spectrum)). The abstract of the
+//! edge probabilities p that sum to 1 (module [`spectrum`]). The abstract of the
 //! paper promises the best p by semidefinite programming; what its program relaxes is not
 //! public, but no relaxation is needed: λ₂ and each conductance 1/R_k are concave in p and
 //! proportional to it, so
@@ -109,8 +109,10 @@ pub struct OptimalRates {
     pub spectrum: Spectrum,
     /// The numbers of uniform probabilities, never better.
     pub uniform: Spectrum,
-    /// R is at most this part above the optimum: 0.002 means 0.2 %. The search ends at
-    /// [`GAP_WANTED`], or when its steps are used up.
+    /// R is proven to be at most this part above the optimum: 0.002 means 0.2 %. The search ends
+    /// at [`GAP_WANTED`], or when its steps are used up. Then the proof lags behind: on a random
+    /// geometric graph of 64 nodes ten times the steps took the gap from 2 % to 0.1 %, but R down
+    /// by 0.002 % only.
     pub gap: f64,
 }
 
@@ -124,7 +126,7 @@ pub struct OptimalRates {
 /// use rumormill_topology::family::{Family, Parameters, generate};
 /// use rumormill_topology::rate;
 ///
-/// let barbell = generate(Family::Barbell, 8, Parameters::default(), 0).unwrap();
+/// let barbell = generate(Family::Barbell, 16, Parameters::default(), 0).unwrap();
 /// let best = rate::optimal(&barbell).unwrap();
 /// assert!(best.spectrum.rate_min() < 0.5 * best.uniform.rate_min());
 /// ```

@@ -84,9 +84,10 @@ impl Lexer<'_> {
             Some('-') if rest.starts_with("--") => (Kind::Line, 2),
             Some('-') if rest.starts_with("->") => (Kind::Arrow, 2),
             Some(c) if is_word(c) || c == '-' => {
-                let end = rest[1..].find(|c: char| !is_word(c)).map_or(rest.len(), |end| end + 1);
-                let end =
-                    if is_word(c) { rest.find(|c| !is_word(c)).unwrap_or(rest.len()) } else { end };
+                // A minus may begin a number, but stands nowhere else in a name.
+                let mut rest_of_name = rest.char_indices().skip(1);
+                let end = rest_of_name.find(|&(_, c)| !is_word(c));
+                let end = end.map_or(rest.len(), |(end, _)| end);
                 (Kind::Id(rest[..end].to_owned()), end)
             }
             Some(_) => return Err((at, "a name, a brace, a bracket or an edge")),

@@ -240,9 +240,10 @@ pub(super) fn write(topology: &Topology) -> String {
     text
 }
 
+/// Whether the name stands for itself, and does not make the file look like another format.
 fn is_bare(name: &str) -> bool {
-    name != "->"
-        && !name.starts_with(['%', '<', '[', '\u{FEFF}'])
+    !["->", "graph", "digraph", "strict"].iter().any(|word| name.eq_ignore_ascii_case(word))
+        && !name.starts_with(['%', '<', '>', '[', '\u{FEFF}'])
         && !name.contains(|c: char| c.is_whitespace() || is_special(c))
 }
 

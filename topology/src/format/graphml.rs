@@ -1,5 +1,6 @@
 //! GraphML: `node` and `edge` elements with typed `data`, as networkx, igraph, Gephi and yEd
-//! write it. A node is named by its `id`. Nested graphs, hyperedges, document type
+//! write it. A node is named by its `id`, or
+//! by igraph's own key for names. Nested graphs, hyperedges, document type
 //! definitions and entities of their own are refused; ports and unknown data are ignored.
 
 use std::collections::BTreeMap;
@@ -52,14 +53,21 @@ pub(super) fn read(source: &Source<'_>) -> Result<Parsed, ParseError> {
     }
 
     let mut builder = TopologyBuilder::new();
+    let mut places = BTreeMap::new();
+    let names = igraph_names(graph);
     let elements = || graph.children().filter(Node::is_element);
     for node in elements().filter(|node| node.has_tag_name_local("node")) {
         if let Some(inner) = node.children().find(|child| child.has_tag_name_local("graph")) {
             return Err(source.expected(inner.range().start, "a flat graph without nested ones"));
         }
-        builder
-            .add_node(required(source, node, "id")?)
-            .map_err(|error| source.refuse(node.range().start, error))?;
+        let at = node.range().start;
+        let id = required(source, node, "id")?;
+        let name = names.as_ref().map_or(id, |names| names[builder.node_count()]);
+        let place = builder.add_node(name).map_err(|error| source.refuse(at, error))?;
+        if places.insert(id, place).is_some() {
+            let error = TopologyError::DuplicateNode { name: id.to_owned() };
+            return Err(source.refuse(at, error));
+        }
     }
     for element in elements() {
         let at = element.range().start;
@@ -75,7 +83,7 @@ pub(super) fn read(source: &Source<'_>) -> Result<Parsed, ParseError> {
         let end = |attribute| {
             let name = required(source, element, attribute)?;
             let unknown = || TopologyError::UnknownNode { name: name.to_owned() };
-            builder.node(name).ok_or_else(|| source.refuse(at, unknown()))
+            places.get(name).copied().ok_or_else(|| source.refuse(at, unknown()))
         };
         let (a, b) = (end("source")?, end("target")?);
         let mut attributes = defaults;
@@ -87,6 +95,18 @@ pub(super) fn read(source: &Source<'_>) -> Result<Parsed, ParseError> {
         builder.add_edge(a, b, attributes).map_err(|error| source.refuse(at, error))?;
     }
     source.finish(builder, NumbersAsRates::No)
+}
+
+/// igraph calls its nodes n0, n1, … and keeps their names in data of the key `v_name`. They count
+/// if every node has one.
+fn igraph_names<'a>(graph: Node<'a, '_>) -> Option<Vec<&'a str>> {
+    let nodes = graph.children().filter(|node| node.has_tag_name_local("node"));
+    nodes
+        .map(|node| {
+            let mut children = node.children();
+            children.find(|data| data.attribute("key") == Some("v_name"))?.text()
+        })
+        .collect()
 }
 
 /// The most XML nodes of a file: each edge with three data elements, their texts and the
@@ -204,6 +224,14 @@ mod tests {
         assert_eq!(parsed.format, Format::GraphMl);
         let edge = parsed.topology.edges()[0];
         assert_eq!((edge.rate, edge.latency_ms, edge.loss), (Some(1.5), Some(7.0), None));
+    }
+
+    #[test]
+    fn names_that_igraph_wrote_are_read() {
+        let text = NETWORKX
+            .replace("<data key=\"d9\">x", "<data key=\"v_name\">alice")
+            .replace("<node id=\"b\" />", "<node id=\"b\"><data key=\"v_name\">a</data></node>");
+        assert_eq!(parse(&text, None).unwrap().topology.names(), ["alice", "a"]);
     }
 
     #[test]

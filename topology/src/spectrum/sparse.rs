@@ -11,15 +11,15 @@
 //! χ₂ needs the largest resistance over the edges. A bridge has exactly 1/w, the upper bound of
 //! every edge, so where the best exact value reaches an edge's 1/w the edge need not be looked at.
 //! For the others the resistances are estimated from random projections (Spielman and
-//! Srivastava 2008, theorem 2), sharpened by an exact first part: with `D − A = Λ`, `P = D⁻¹A`,
-//! `b = e_i − e_j`, inserting `Λ⁺ = D⁻¹ + P Λ⁺` twice gives
+//! Srivastava 2008, theorem 2), sharpened by exact first terms: with `Λ = D − A`, `P = D⁻¹A`,
+//! `x = e_i − e_j`, inserting `Λ⁺ = D⁻¹ + P Λ⁺` twice gives
 //!
 //! ```text
-//! bᵀΛ⁺b = 1/d_i + 1/d_j − 2 w_ij/(d_i d_j) + (Pᵀb)ᵀ Λ⁺ (Pᵀb)
+//! xᵀΛ⁺x = xᵀD⁻¹x + xᵀD⁻¹AD⁻¹x + (Pᵀx)ᵀ Λ⁺ (Pᵀx)
 //! ```
 //!
-//! and only the last, smaller term is projected. The edges with the largest estimates are then
-//! solved exactly. The result is never above χ₂.
+//! and so on for `Pᵀx`; only the last, smaller term is projected. The edges with the largest
+//! estimates are then solved exactly. The result is never above χ₂.
 
 use std::collections::BTreeSet;
 
@@ -114,35 +114,90 @@ fn resistance_max(solver: &Solver, topology: &Topology, weights: &[f64]) -> f64 
     largest
 }
 
-/// Solves of single edges after the estimates: measured on random graphs of 300 to 2000 nodes,
-/// where the largest is among the first dozen estimates almost always.
+/// Solves of single edges after the estimates. Measured on 72 random graphs of 1500 nodes
+/// (geometric, Erdős–Rényi, small world, regular of degree 4 to 10): χ₂ is exact on all.
 const EXACT_EDGES_MAX: usize = 200;
 /// Projections; the projected part of an estimate has a relative deviation of √(2/96) = 14 %.
 const PROJECTIONS: usize = 96;
 
 fn estimate_resistances(solver: &Solver, topology: &Topology, weights: &[f64]) -> Vec<f64> {
-    let degrees = &solver.laplacian.degrees;
+    let nodes = topology.node_count();
     let edges = || topology.edges().iter().zip(weights);
-    let mut estimates: Vec<f64> = edges()
-        .map(|(edge, weight)| {
-            let (a, b) = (degrees[edge.a], degrees[edge.b]);
-            1.0 / a + 1.0 / b - 2.0 * weight / (a * b)
-        })
-        .collect();
+    let depth = expansion_depth(nodes, weights.len());
+    let mut expansion = Expansion::new(nodes);
+    let mut estimates: Vec<f64> =
+        edges().map(|(edge, _)| expansion.sum(&solver.laplacian, edge.a, edge.b, depth)).collect();
     let mut random = Random::new("projection", 0);
     for _ in 0..PROJECTIONS {
-        let mut right = vec![0.0; degrees.len()];
+        let mut right = vec![0.0; nodes];
         for (edge, weight) in edges() {
             let flow = random.sign() * weight.sqrt();
             right[edge.a] += flow;
             right[edge.b] -= flow;
         }
-        let mean = solver.laplacian.neighbor_mean(&solver.solve(&right, TOLERANCE_ESTIMATE));
+        let mut mean = solver.solve(&right, TOLERANCE_ESTIMATE);
+        for _ in 0..depth {
+            mean = solver.laplacian.neighbor_mean(&mean);
+        }
         for ((edge, _), estimate) in edges().zip(&mut estimates) {
             *estimate += (mean[edge.a] - mean[edge.b]).powi(2) / PROJECTIONS as f64;
         }
     }
     estimates
+}
+
+/// How many terms are computed exactly: as many as the growth of neighborhoods allows.
+fn expansion_depth(nodes: usize, edges: usize) -> usize {
+    let growth = 2 * edges / nodes;
+    let mut cost = 2 * edges;
+    (1..EXPANSION_DEPTH_MAX)
+        .take_while(|_| {
+            cost = cost.saturating_mul(growth);
+            cost < EXPANSION_WORK_MAX
+        })
+        .count()
+        .max(1)
+}
+
+const EXPANSION_DEPTH_MAX: usize = 6;
+/// Visits of neighbors, a few seconds.
+const EXPANSION_WORK_MAX: usize = 100_000_000;
+
+/// The exact terms of the resistance of an edge, with a vector that is zero between uses.
+struct Expansion {
+    image: Vec<f64>,
+}
+
+impl Expansion {
+    fn new(nodes: usize) -> Self {
+        Self { image: vec![0.0; nodes] }
+    }
+
+    /// Σ xᵀD⁻¹x + xᵀD⁻¹AD⁻¹x over x = b, Pᵀb, …, (Pᵀ)^(depth−1) b.
+    fn sum(&mut self, laplacian: &Laplacian, a: usize, b: usize, depth: usize) -> f64 {
+        let mut sum = 0.0;
+        let mut vector = vec![(a, 1.0), (b, -1.0)];
+        for _ in 0..depth {
+            for (node, value) in &mut vector {
+                sum += *value * *value / laplacian.degrees[*node];
+                *value /= laplacian.degrees[*node];
+            }
+            let mut touched = Vec::new();
+            for &(node, value) in &vector {
+                for &(neighbor, weight) in laplacian.row(node) {
+                    touched.push(neighbor as usize);
+                    self.image[neighbor as usize] += weight * value;
+                }
+            }
+            for &(node, value) in &vector {
+                sum += value * self.image[node];
+            }
+            touched.sort_unstable();
+            touched.dedup();
+            vector = touched.into_iter().map(|i| (i, std::mem::take(&mut self.image[i]))).collect();
+        }
+        sum
+    }
 }
 
 /// Relative residual of solves whose result is used as it is.
