@@ -3,8 +3,8 @@
 //! A round has `K` shared directions. The members that are active are dealt in the order of a
 //! keyed permutation; member number `i` of `A` starts its walk at slot position `⌊i·K/A⌋` of a
 //! second keyed permutation and goes on cyclically, so that walks of equal length cover every slot
-//! equally often. With private data the first quarter of a walk is common to all, so that momenta
-//! overlap and can be compared.
+//! equally often. With private data and a rule that compares momenta, the first quarter of a walk is
+//! common to all, so that they overlap.
 
 use crate::id::{Origin, Round, RunId, Slot};
 use crate::manifest::{DataMode, Manifest};
@@ -51,8 +51,10 @@ impl Deal {
         let mut members: Vec<u16> = active.iter().map(|origin| origin.0).collect();
         rng.shuffle(&mut members);
         let common = match manifest.data_mode {
-            DataMode::Private => (manifest.probes_per_round as usize / 4).min(slots),
-            DataMode::Public => 0,
+            DataMode::Private if manifest.selection.selection().uses_window() => {
+                (manifest.probes_per_round as usize / 4).min(slots)
+            }
+            DataMode::Private | DataMode::Public => 0,
         };
         let rest = slots - common;
         let mut starts = vec![0; roster_len];
