@@ -42,6 +42,13 @@ impl Roster {
         true
     }
 
+    /// Takes back the admission of members that count from `from` or later.
+    pub fn retract(&mut self, from: Height) {
+        self.members.truncate(self.len_at(Height(from.0.saturating_sub(1))));
+        let len = self.members.len();
+        self.by_id.retain(|_, origin| origin.index() < len);
+    }
+
     /// The number of members at a height. Members are admitted in the order of heights.
     pub fn len_at(&self, height: Height) -> usize {
         self.members.partition_point(|member| member.from <= height)
