@@ -241,6 +241,11 @@ impl Ledger {
         self.segments.get(origin.index()).and_then(Option::as_ref)
     }
 
+    /// All segments held.
+    pub fn segments(&self) -> impl Iterator<Item = &Segment> {
+        self.segments.iter().flatten()
+    }
+
     /// Records held of `origin`.
     pub fn len_of(&self, origin: Origin) -> usize {
         self.segment(origin).map_or(0, |segment| segment.bytes.len())
@@ -397,6 +402,15 @@ impl Ledger {
         self.segments[origin.index()] = None;
         self.evidence.insert(origin, evidence);
         Ok(true)
+    }
+
+    /// Puts back evidence from one's own log, where it was written after it had been checked.
+    pub fn restore_evidence(&mut self, evidence: Evidence) {
+        let origin = Origin(evidence.origin);
+        if origin.index() < self.segments.len() {
+            self.segments[origin.index()] = None;
+            self.evidence.entry(origin).or_insert(evidence);
+        }
     }
 
     /// Records that a certified set names `origin` as one that contradicted itself: the quorum

@@ -42,13 +42,11 @@ impl Roster {
         true
     }
 
-    /// Forgets members that count from a height or later, because the heights that admitted them
-    /// are derived again.
-    pub fn forget_from(&mut self, height: Height) {
-        let kept = self.members.partition_point(|member| member.from < height);
-        for member in self.members.drain(kept..) {
-            self.by_id.remove(&member.id);
-        }
+    /// Takes back the admission of members that count from `from` or later.
+    pub fn retract(&mut self, from: Height) {
+        self.members.truncate(self.len_at(Height(from.0.saturating_sub(1))));
+        let len = self.members.len();
+        self.by_id.retain(|_, origin| origin.index() < len);
     }
 
     /// The number of members at a height. Members are admitted in the order of heights.
@@ -98,9 +96,9 @@ mod tests {
         assert!(!roster.admit(NodeId([3; 32]), Height(6)));
         assert_eq!((roster.len_at(Height(4)), roster.len_at(Height(5))), (2, 3));
         assert_eq!(roster.origin(&NodeId([3; 32])), Some(Origin(2)));
-        roster.forget_from(Height(6));
+        roster.retract(Height(6));
         assert_eq!(roster.len(), 3);
-        roster.forget_from(Height(5));
+        roster.retract(Height(5));
         assert_eq!((roster.len(), roster.origin(&NodeId([3; 32]))), (2, None));
     }
 }

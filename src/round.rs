@@ -129,8 +129,12 @@ mod tests {
 
     #[test]
     fn private_walks_begin_with_common_slots_and_never_repeat_one() {
-        let manifest =
-            Manifest { probes_per_round: 8, data_mode: DataMode::Private, ..Manifest::template() };
+        let manifest = Manifest {
+            probes_per_round: 8,
+            data_mode: DataMode::Private,
+            selection: crate::selection::Rule::Nnm,
+            ..Manifest::template()
+        };
         let deal = Deal::new(&manifest, &RunId([2; 32]), Round(5), 5, &members(5));
         let walk = |origin| -> Vec<u32> {
             (0..walk_len_max(&manifest, deal.directions()))

@@ -19,6 +19,10 @@ use crate::time::Time;
 /// How long a node that was heard of counts as present without being heard again.
 const PRESENT: Time = Time::from_millis(20_000);
 
+/// How far a vote's ballot may be ahead of all that are known. A guess: a node that was away sees
+/// the ballots of one episode of conflicts.
+const BALLOT_STEP_MAX: u32 = 64;
+
 /// The state of a node before the run has started.
 #[derive(Clone, Debug)]
 pub struct Start {
@@ -123,7 +127,12 @@ impl Start {
         if held.is_some_and(|held| held.ballot >= vote.ballot) {
             return true;
         }
-        if !fits || self.votes.len() >= ROSTER_LEN_MAX || !is_signed(&self.run, scheme, &vote) {
+        // A ballot far ahead would use up their numbers; honest ones follow one another.
+        let full = held.is_none() && self.votes.len() >= ROSTER_LEN_MAX;
+        if full || vote.ballot > self.ballot().saturating_add(BALLOT_STEP_MAX) {
+            return true;
+        }
+        if !fits || !is_signed(&self.run, scheme, &vote) {
             return false;
         }
         self.votes.insert(vote.voter, vote);
@@ -150,12 +159,13 @@ impl Start {
     /// before it is sent.
     pub fn vote(&mut self, keys: &Keys, now: Time) -> Option<StartVote> {
         let me = keys.id();
-        let mut ballot = self.votes.values().map(|vote| vote.ballot).max().unwrap_or(0);
+        let mut ballot = self.ballot();
         if let Some(mine) = self.votes.get(&me) {
             if mine.ballot == ballot && !self.is_dead(mine, now) {
                 return None;
             }
-            ballot = ballot.max(mine.ballot + 1);
+            // A ballot is never signed twice, not even the last.
+            ballot = ballot.max(mine.ballot.checked_add(1)?);
         }
         let present = self.present(now).into_iter();
         let founders: Vec<NodeId> = present.map(|node| node.id).take(self.minimum).collect();
@@ -166,6 +176,11 @@ impl Start {
         let vote = StartVote { ballot, founders, voter: me, signature };
         self.votes.insert(me, vote.clone());
         Some(vote)
+    }
+
+    /// The latest ballot known.
+    fn ballot(&self) -> u32 {
+        self.votes.values().map(|vote| vote.ballot).max().unwrap_or(0)
     }
 
     /// Whether the set of a vote can never be complete in its ballot, or a member went silent.
@@ -223,6 +238,20 @@ mod tests {
             assert_eq!(first.len(), minimum);
             assert!(seen.iter().all(|founders| founders.as_ref() == Some(first)), "{n} {minimum}");
         }
+    }
+
+    #[test]
+    fn a_vote_in_the_last_ballot_does_not_use_up_the_ballots() {
+        let keys: Vec<Keys> = (0..3).map(Keys::simulated).collect();
+        let mut founders: Vec<NodeId> = keys[..2].iter().map(Keys::id).collect();
+        founders.sort();
+        let mut start = Start::new(RUN, 2);
+        let signature = keys[1].sign(&statement(&RUN, u32::MAX, &founders));
+        let vote = StartVote { ballot: u32::MAX, founders, voter: keys[1].id(), signature };
+        assert!(start.take(vote, Scheme::Simulated));
+        start.beat(&keys[0], 1, Time::ZERO);
+        start.beat(&keys[2], 1, Time::ZERO);
+        assert_eq!(start.vote(&keys[0], Time::ZERO).map(|vote| vote.ballot), Some(0));
     }
 
     #[test]

@@ -208,17 +208,15 @@ fn verdict(network: &Simulation<Bookkeeper>, faulty: usize, seed: u64) -> Result
             ));
         }
         let model = &network.trainer.models[at];
-        let (other, digest, other_model) =
-            *first.get_or_insert((at, protocol.digest(), model));
+        let (other, digest, other_model) = *first.get_or_insert((at, protocol.digest(), model));
         if digest != protocol.digest() {
             return Err(format!("seed {seed}: nodes {other} and {at} differ in their digests"));
         }
         if model != other_model {
             return Err(format!("seed {seed}: nodes {other} and {at} differ in their models"));
         }
-        let of_faulty = |line: &&String| {
-            (0..faulty).any(|liar| line.starts_with(&format!("Some({liar}) ")))
-        };
+        let of_faulty =
+            |line: &&String| (0..faulty).any(|liar| line.starts_with(&format!("Some({liar}) ")));
         if let Some(line) = node.complaints.iter().find(|line| !of_faulty(line)) {
             return Err(format!("seed {seed}: node {at} complains of an honest node: {line}"));
         }
@@ -309,7 +307,8 @@ fn corrupt(
             }
             Fault::RevealsLate => {
                 let acknowledged = |height: u64| {
-                    log.iter().any(|e| matches!(e, Entry::Acked { height: of, .. } if *of == height))
+                    log.iter()
+                        .any(|e| matches!(e, Entry::Acked { height: of, .. } if *of == height))
                 };
                 exchange.segments.retain(|delta| {
                     delta.origin != origin || (to % 2 == 1 && acknowledged(delta.height))
@@ -414,8 +413,7 @@ mod tests {
 
     #[test]
     fn honest_nodes_end_identical_after_mixed_troubles() {
-        let failed: Vec<String> =
-            soak_seeds(25).filter_map(|seed| scenario(seed).err()).collect();
+        let failed: Vec<String> = soak_seeds(25).filter_map(|seed| scenario(seed).err()).collect();
         assert_eq!(failed, Vec::<String>::new());
     }
 

@@ -51,7 +51,18 @@ impl Protocol {
         {
             return;
         }
-        out.push(Output::Record(Entry::Acked { height, set: set.clone() }));
+        let logged = |at: usize| floor.is_some_and(|floor| floor.lens[at] == set.lens[at]);
+        let segments = (0..state.ledger.roster_len())
+            .filter(|&at| Origin(at as u16) != origin && !logged(at))
+            .filter_map(|at| Some(Origin(at as u16)).zip(state.ledger.segment(Origin(at as u16))))
+            .map(|(origin, segment)| (origin, segment.clone()));
+        out.push(Output::Record(Entry::Acked {
+            height,
+            set: set.clone(),
+            segments: segments.collect(),
+            evidence: state.ledger.evidence().values().cloned().collect(),
+            controls: state.controls.values().cloned().collect(),
+        }));
         let ack = Ack::sign(&self.run, Height(height), &self.keys, &set);
         state.acks.insert(origin, ack);
         if state.signed.len() == SIGNED_MAX {
@@ -160,7 +171,10 @@ impl Protocol {
     pub(super) fn take_control(&mut self, height: u64, control: Control) -> bool {
         let (run, scheme) = (self.run, self.scheme);
         let ControlKey::Join(id) = control.key();
-        if self.roster.origin(&id).is_some() {
+        // Only what all who work at this height know by now: one node may have certified the
+        // admission while another still takes wishes, and their sets would never agree.
+        let from = self.roster.origin(&id).and_then(|origin| self.roster.from(origin));
+        if from.is_some_and(|from| from <= Height(height)) {
             return true;
         }
         let Some(state) = self.heights.get_mut(&height) else { return true };
@@ -245,7 +259,7 @@ impl Protocol {
         state.acks.retain(|_, ack| ack.digest == set.digest);
         state.certified = Some(set.clone());
         for &origin in &set.equivocators {
-            self.excluded.entry(origin).or_insert(height);
+            self.exclude(origin, height);
             self.dirty.extend(end..self.closed.max(end));
         }
         while self.closed < end {
@@ -395,11 +409,12 @@ impl Protocol {
     fn replace(&mut self, height: u64, set: RecordSet, now: Time, out: &mut Vec<Output>) {
         let end = self.certified;
         out.push(Output::Event(Event::Replaced { height: Height(height) }));
-        // Who joined was derived from the smaller set.
-        self.roster.forget_from(Height(height + 2));
         for &origin in &set.equivocators {
-            self.excluded.entry(origin).or_insert(height);
+            self.exclude(origin, height);
         }
+        // Members, walks and limits from the height after next on follow from this set.
+        let members = self.roster.clone();
+        self.roster.retract(Height(height + 2));
         self.heights.get_mut(&height).expect("the height is recent").certified = Some(set);
         for later in height..end {
             let set = self.heights[&later].certified.clone().expect("certified before");
@@ -407,6 +422,9 @@ impl Protocol {
             self.derive_again(later, self.first_round(later + 1));
             self.settle(out);
             self.advance(later, &set, now, out);
+        }
+        if self.roster != members {
+            self.reopen();
         }
         self.derive_again(end, self.closed);
         self.settle(out);
@@ -417,6 +435,35 @@ impl Protocol {
         let first = self.first_round(height);
         self.deals.split_off(&first);
         self.dirty.extend(first..end);
+    }
+
+    /// Makes the open heights anew for another roster. What was acknowledged in them stays
+    /// acknowledged, so this node signs no other set there.
+    fn reopen(&mut self) {
+        let before = self.heights.split_off(&self.certified);
+        self.open_heights();
+        for (height, old) in before {
+            let Some(params) = self.params(height) else { continue };
+            let Some(origin) = self.own_origin(&params) else { continue };
+            let Some(state) = self.heights.get_mut(&height) else { continue };
+            let own = old.ledger.segments().find(|segment| {
+                segment.bytes.len() == old.own.signed_len
+                    && old.own.bytes.starts_with(&segment.bytes)
+            });
+            if let Some(own) = own.filter(|own| !own.bytes.is_empty()) {
+                state.ledger.set_own(origin, own.clone());
+            }
+            state.own = old.own;
+            state.signed_before = old.signed.last().cloned().or(old.signed_before);
+            state.closed_at = old.closed_at;
+        }
+        self.links.values_mut().for_each(|link| link.reopen(self.certified));
+    }
+
+    /// From the lowest height on in which it is known, an equivocator counts for nothing.
+    fn exclude(&mut self, origin: Origin, height: u64) {
+        let from = self.excluded.entry(origin).or_insert(height);
+        *from = height.min(*from);
     }
 
     /// Asks a neighbor that is ahead, or whose chain differs, for certified history.
@@ -460,10 +507,21 @@ impl Protocol {
                 let _ = self.adopt(certified, Time::ZERO, &mut effects);
             }
             Entry::Own { height, segment } => self.restore_own(height, segment),
-            Entry::Acked { height, set } => {
-                if let Some(state) = self.heights.get_mut(&height) {
-                    state.signed_before = Some(set);
+            Entry::Acked { height, set, segments, evidence, controls } => {
+                let Some(state) = self.heights.get_mut(&height) else { return };
+                if state.certified.is_some() {
+                    return;
                 }
+                for (origin, segment) in segments {
+                    if origin.index() < state.ledger.roster_len() {
+                        state.ledger.set_certified(origin, Some(segment));
+                    }
+                }
+                for evidence in evidence {
+                    state.ledger.restore_evidence(evidence);
+                }
+                state.controls.extend(controls.into_iter().map(|c| (c.key(), c)));
+                state.signed_before = Some(set);
             }
         }
         out.extend(effects.into_iter().filter(|output| matches!(output, Output::Apply(_))));

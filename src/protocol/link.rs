@@ -12,13 +12,16 @@ use super::{DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, 
 use crate::clock::PoissonClock;
 use crate::height::{Ack, ControlKey};
 use crate::id::{Height, NodeId, Origin};
-use crate::ledger::{InsertError, Inserted, SegmentDelta, segment_hash};
+use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta, segment_hash};
 use crate::message::{AckGroup, Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
 use crate::protocol::agree::UNSIGNED;
 use crate::time::Time;
 
 /// Bytes of segments in one frame; the rest waits for the next exchange.
 const SEGMENT_BUDGET: usize = 1 << 18;
+
+/// Acks in one frame, a quarter of its length; the rest waits for the next exchange.
+const ACKS_MAX: usize = 2048;
 
 /// How long an exchange or a request may stay unanswered.
 const ANSWER_WAIT: Time = Time::from_millis(10_000);
@@ -162,6 +165,12 @@ impl Link {
         out.push(Output::Send { to, bytes });
     }
 
+    /// Forgets what either side holds from a height on, whose roster has changed.
+    pub(super) fn reopen(&mut self, height: u64) {
+        self.known.split_off(&height);
+        self.lose_track();
+    }
+
     /// Forgets what is known about heights below `oldest`.
     fn forget(&mut self, oldest: u64) {
         self.known = self.known.split_off(&oldest);
@@ -173,6 +182,11 @@ impl Link {
         self.wanted_there = self.wanted_there.split_off(&(oldest, 0));
         self.wanted_here = self.wanted_here.split_off(&(oldest, 0));
     }
+}
+
+/// Bytes of evidence in a frame, about.
+fn evidence_len(evidence: &Evidence) -> usize {
+    evidence.first.bytes.len() + evidence.second.bytes.len() + 1024
 }
 
 fn len_at(lens: &BTreeMap<u64, Vec<u16>>, height: u64, origin: u16) -> u16 {
@@ -375,7 +389,8 @@ impl Protocol {
         for (&origin, ack) in &state.acks {
             let known = link.acks.entry((height, origin)).or_insert(0);
             // Weight 0 is the set of an absent height; it is told as well.
-            if *known > ack.weight {
+            let told: usize = groups.iter().map(|group| group.acks.len() + 1).sum();
+            if *known > ack.weight || told > ACKS_MAX {
                 continue;
             }
             *known = ack.weight.saturating_add(1);
@@ -407,7 +422,8 @@ impl Protocol {
             return;
         }
         for (&origin, evidence) in state.ledger.evidence() {
-            if link.evidence.insert((height, origin)) {
+            let held: usize = exchange.evidence.iter().map(evidence_len).sum();
+            if held <= SEGMENT_BUDGET && link.evidence.insert((height, origin)) {
                 exchange.evidence.push(evidence.clone());
             }
         }
@@ -591,9 +607,10 @@ impl Protocol {
                 link.wanted_there.insert((height, origin));
             }
         }
-        for sums in &exchange.sums {
+        for sums in exchange.sums.iter().take(1) {
             let Some(state) = self.heights.get(&sums.height) else { continue };
-            for &(origin, len, hash) in &sums.sums {
+            // One hash an origin: a frame could ask for the same long one many thousand times.
+            for &(origin, len, hash) in sums.sums.iter().take(state.ledger.roster_len()) {
                 let Some(segment) = state.ledger.segment(Origin(origin)) else { continue };
                 let ours = segment_hash(&segment.counts, &segment.bytes);
                 if segment.bytes.len() == usize::from(len) && ours[..8] != hash {
@@ -622,7 +639,8 @@ impl Protocol {
             if !self.take_control(height, control) {
                 return Err(invalid("control record".into()));
             }
-            if self.heights.contains_key(&height) {
+            // Only what is held here: anybody can invent wishes to join.
+            if self.heights.get(&height).is_some_and(|s| s.controls.contains_key(&key)) {
                 self.link_mut(from).controls.insert((height, key));
             }
         }

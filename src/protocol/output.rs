@@ -1,8 +1,8 @@
 //! What comes out of the protocol.
 
-use crate::height::{CertifiedHeight, ChainDigest, RecordSet};
-use crate::id::{Height, NodeId, Round, Slot};
-use crate::ledger::Segment;
+use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
+use crate::id::{Height, NodeId, Origin, Round, Slot};
+use crate::ledger::{Evidence, Segment};
 use crate::manifest::Difference;
 use crate::message::{Request, StartVote};
 
@@ -73,6 +73,13 @@ pub enum Entry {
         height: u64,
         /// What the signature is about to cover.
         set: RecordSet,
+        /// Segments of others in it that were not in the set acknowledged before: after a restart
+        /// this node must hold the very records it signed for, and may be the only one to.
+        segments: Vec<(Origin, Segment)>,
+        /// Proofs of equivocation in it.
+        evidence: Vec<Evidence>,
+        /// Control records in it.
+        controls: Vec<Control>,
     },
     /// A certified height; a later entry of the same height replaces it and all after it.
     Certified(CertifiedHeight),
@@ -100,8 +107,6 @@ pub enum Offence {
     InvalidStatement(String),
     /// A history that its certificates do not cover.
     FalseHistory(String),
-    /// Exchange before hello, or hello twice.
-    OutOfOrder,
 }
 
 /// News for people, logs and metrics.
