@@ -180,33 +180,46 @@ fn tail(lines: &[String]) -> String {
     lines[lines.len().saturating_sub(40)..].join("\n")
 }
 
-/// `rows` rows of two noisy clusters a person could separate with a ruler: two features, and
-/// whether the row belongs to the second one. The same rows on every call with the same `shift`.
-pub(crate) fn clusters(rows: usize, shift: usize) -> Vec<([f64; 2], bool)> {
-    let spread = |i: usize, factor: usize| ((i * factor) % 101) as f64 / 101.0 - 0.5;
-    (shift..shift + rows)
+/// A row of a table: features, and whether it belongs to the second of two classes.
+pub(crate) type Row = ([f64; 6], bool);
+
+/// Rows of two clusters that differ in every feature, in some more than in others, and overlap a
+/// little. The rows are those from `first` on of an endless table that is always the same.
+pub(crate) fn clusters(rows: usize, first: usize) -> Vec<Row> {
+    const CENTER: [f64; 6] = [1.0, -0.7, 0.5, 0.3, -0.2, 0.1];
+    // The fractional parts of multiples of √2, √3, …: spread evenly, and never twice the same.
+    let noise = |i: usize, k: usize| {
+        let root = [2.0, 3.0, 5.0, 6.0, 7.0, 10.0_f64][k].sqrt();
+        3.0 * ((i as f64 * root).fract() - 0.5)
+    };
+    (first..first + rows)
         .map(|i| {
             let second = i % 2 == 1;
-            let center = if second { 2.0 } else { -2.0 };
-            ([center + spread(i, 37), -center + spread(i, 59)], second)
+            let sign = if second { 1.0 } else { -1.0 };
+            (std::array::from_fn(|k| sign * CENTER[k] + noise(i, k)), second)
         })
         .collect()
 }
 
-/// The clusters as CSV with a header.
-pub(crate) fn csv(rows: &[([f64; 2], bool)]) -> String {
-    let line = |([x, y], second): &([f64; 2], bool)| {
-        format!("{x},{y},{}\n", if *second { "second" } else { "first" })
-    };
-    "x,y,kind\n".to_owned() + &rows.iter().map(line).collect::<String>()
+/// Rows as CSV with a header and the label in the last column.
+pub(crate) fn csv(rows: &[Row]) -> String {
+    let mut text = "a,b,c,d,e,f,kind\n".to_owned();
+    for (features, second) in rows {
+        features.iter().for_each(|value| text += &format!("{value:.4},"));
+        text += if *second { "second\n" } else { "first\n" };
+    }
+    text
 }
 
-/// The clusters in LIBSVM's format.
-pub(crate) fn libsvm(rows: &[([f64; 2], bool)]) -> String {
-    let line = |([x, y], second): &([f64; 2], bool)| {
-        format!("{} 1:{x} 2:{y}\n", if *second { "+1" } else { "-1" })
-    };
-    rows.iter().map(line).collect()
+/// Rows in LIBSVM's format.
+pub(crate) fn libsvm(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for (features, second) in rows {
+        text += if *second { "+1" } else { "-1" };
+        (1..).zip(features).for_each(|(index, value)| text += &format!(" {index}:{value:.4}"));
+        text.push('\n');
+    }
+    text
 }
 
 /// Writes an MNIST-style folder: images of 4 × 4 pixels of which label `l` lights up two, gzipped
