@@ -1,1 +1,12 @@
-//! The whole from outside.
+//! The whole from outside, in one binary.
+//!
+//! `support` starts the real `rumormill` binary and waits for what it says; `local` and
+//! `daemon` show what a person can do with it, `wrong_input` what it answers to mistakes, and
+//! `golden` pins the bytes that nodes of one protocol version must agree on.
+
+mod support;
+
+mod daemon;
+mod golden;
+mod local;
+mod wrong_input;

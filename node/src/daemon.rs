@@ -31,6 +31,10 @@ const OFFENCES_MAX: u32 = 4;
 /// How long a peer that broke the protocol, or takes part in another run, is not spoken to.
 const BAN: Duration = Duration::from_secs(60);
 
+/// How long a link to a node of another run stays open: its own refusal needs this node's hello,
+/// and closing at once may overtake that.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 /// How long closing may take at the end.
 const CLOSE_WAIT: Duration = Duration::from_secs(3);
 
@@ -194,6 +198,8 @@ pub struct Daemon {
     /// libp2p names of the connected neighbors.
     links: BTreeMap<NodeId, PeerId>,
     offences: BTreeMap<NodeId, u32>,
+    /// Nodes of other runs, and when their links are closed.
+    refused: BTreeMap<NodeId, Instant>,
     /// Peers dialled because they were found.
     sought: BTreeSet<PeerId>,
     stop: mpsc::Receiver<()>,
@@ -251,6 +257,7 @@ impl Daemon {
             requests: BTreeMap::new(),
             links: BTreeMap::new(),
             offences: BTreeMap::new(),
+            refused: BTreeMap::new(),
             sought: BTreeSet::new(),
             stop,
             progress,
@@ -326,6 +333,7 @@ impl Daemon {
                 };
             }
             self.report_progress();
+            self.close_refused();
             let sleep = self.sleep_until_due();
             tokio::select! {
                 event = self.network.next_event() => {
@@ -471,7 +479,7 @@ impl Daemon {
                     "peer {name} takes part in another run: run.{} is {} here and {} there",
                     difference.field, difference.ours, difference.theirs
                 );
-                self.refuse(peer);
+                self.refused.entry(peer).or_insert_with(|| Instant::now() + FAREWELL);
             }
             Output::Event(event) => self.on_event(&event)?,
         }
@@ -488,6 +496,17 @@ impl Daemon {
         if *count > OFFENCES_MAX || matches!(offence, Offence::Undecodable(_)) {
             self.offences.remove(&node);
             warn!(%peer, "connection closed, peer avoided for {} s", BAN.as_secs());
+            self.refuse(node);
+        }
+    }
+
+    /// Closes the links to nodes of other runs that have had time to hear why.
+    fn close_refused(&mut self) {
+        let now = Instant::now();
+        let due: Vec<NodeId> =
+            self.refused.iter().filter(|(_, at)| **at <= now).map(|(node, _)| *node).collect();
+        for node in due {
+            self.refused.remove(&node);
             self.refuse(node);
         }
     }
