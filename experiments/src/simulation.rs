@@ -596,6 +596,28 @@ mod tests {
         }
     }
 
+    /// A node that is a height ahead must not think that its neighbor holds what it ignored.
+    #[test]
+    fn records_of_a_height_that_is_not_open_yet_are_sent_later() {
+        for seed in 0..40 {
+            let link = LinkModel {
+                latency: Time::from_millis(20),
+                jitter: Time::from_millis(60),
+                ..LinkModel::default()
+            };
+            let n = 2 + seed % 2;
+            let short = Manifest { rounds_per_height: 2, staleness: 4, ..manifest(n, 64) };
+            let mut network = network(n as usize, short, link, seed);
+            network.start_all();
+            network.nodes[0].probe_time = Time::from_millis(1 + seed % 5);
+            network.nodes[1].probe_time = Time::from_millis(1 + seed % 7);
+            network.run(Time::from_millis(3_600_000));
+            assert_identical(&network, seed);
+            let full_minutes = network.now.as_secs_f64() / 60.0;
+            assert!(full_minutes < 10.0, "seed {seed}: only patience ended it");
+        }
+    }
+
     #[test]
     fn a_late_starter_catches_up() {
         let mut network = network(5, manifest(5, 32), LinkModel::default(), 1);

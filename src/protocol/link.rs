@@ -280,10 +280,11 @@ impl Protocol {
         self.send_frame(to, &frame, out);
     }
 
-    /// Heights a neighbor may still need something of.
+    /// Heights a neighbor may still need something of, and takes: not those that are open here only,
+    /// which it would ignore and then be thought to hold.
     fn window(&self, neighbor_certified: u64) -> std::ops::Range<u64> {
         let oldest = self.certified.saturating_sub(DEEP);
-        neighbor_certified.max(oldest)..self.certified + OPEN
+        neighbor_certified.max(oldest)..self.certified.min(neighbor_certified) + OPEN
     }
 
     /// Builds and sends a frame of an exchange. A closing frame without content is not sent.
