@@ -122,6 +122,13 @@ pub fn run(args: &NodeArgs) -> Result<u8> {
 }
 
 async fn start(args: &NodeArgs) -> Result<u8> {
+    let timeout = match args.timeout.map(Duration::try_from_secs_f64).transpose() {
+        Ok(timeout) if timeout != Some(Duration::ZERO) => timeout,
+        _ => return crate::cli::usage("--timeout must be a positive number".into()).map(|()| 2),
+    };
+    if !(args.exchanges_per_round > 0.0 && args.exchanges_per_round.is_finite()) {
+        crate::cli::usage("--exchanges-per-round must be a positive number".into())?;
+    }
     let mut file = match &args.join {
         Some(address) => RunFile { run: fetch(address).await?, node: NodeSettings::default() },
         None => RunFile::read(&args.run)?,
@@ -162,7 +169,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         labels: Arc::new(prepared.dataset.train.labels.clone()),
         store,
         entries,
-        timeout: args.timeout.map(Duration::from_secs_f64),
+        timeout,
     };
     let rounds = setup.manifest.rounds_total();
     let (mut daemon, handle) = Daemon::new(setup)?;
