@@ -42,6 +42,15 @@ pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// Waits until something holds.
+pub(crate) fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// How a command ended.
 #[derive(Debug)]
 pub(crate) struct Ended {

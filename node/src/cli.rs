@@ -61,7 +61,15 @@ pub(crate) struct Unreachable(pub(crate) String);
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // Help and version are no mistakes; they go to stdout, in full.
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            eprintln!("{}", mistake(&error.render().to_string()));
+            return ExitCode::from(2);
+        }
+    };
     let default = match cli.command {
         Command::Local(_) => "warn",
         _ => "info",
@@ -80,7 +88,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", message(&error));
             ExitCode::from(match error {
                 _ if error.is::<Usage>() => 2,
                 _ if error.is::<Unreachable>() => 4,
@@ -88,6 +96,27 @@ pub fn main() -> ExitCode {
             })
         }
     }
+}
+
+/// What the parser has to say of a mistake, in one line: without the usage, which `--help` shows.
+fn mistake(rendered: &str) -> String {
+    let told = rendered.split("\nUsage:").next().unwrap_or(rendered);
+    let told = told.split("\nFor more information").next().unwrap_or(told);
+    let lines: Vec<&str> = told.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ") + " (see --help)"
+}
+
+/// An error and its causes, in one line. Some errors name their cause themselves; it is not said
+/// twice.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text += &format!(": {cause}");
+        }
+    }
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join("; ")
 }
 
 fn start_log(level: &str, format: LogFormat) -> Result<(), String> {

@@ -101,7 +101,10 @@ pub fn topology(args: &LocalArgs) -> Result<Topology> {
             }
         }
     };
-    topology.require_connected()?;
+    topology.require_connected().with_context(|| match &args.topology {
+        Some(path) => format!("topology {}", path.display()),
+        None => format!("--family {}", args.family),
+    })?;
     if topology.node_count() > NODES_MAX {
         bail!(
             "{} nodes are too many for one machine's sockets; at most {NODES_MAX}",

@@ -135,6 +135,13 @@ pub fn run(args: &NodeArgs) -> Result<u8> {
 }
 
 async fn start(args: &NodeArgs) -> Result<u8> {
+    let timeout = match args.timeout.map(Duration::try_from_secs_f64).transpose() {
+        Ok(timeout) if timeout != Some(Duration::ZERO) => timeout,
+        _ => return crate::cli::usage("--timeout must be a positive number".into()).map(|()| 2),
+    };
+    if !(args.exchanges_per_round > 0.0 && args.exchanges_per_round.is_finite()) {
+        crate::cli::usage("--exchanges-per-round must be a positive number".into())?;
+    }
     let mut file = match &args.join {
         Some(address) => RunFile { run: fetch(address).await?, node: NodeSettings::default() },
         None => RunFile::read(&args.run)?,
@@ -142,13 +149,6 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     if let Some(data) = &args.data {
         file.node.data.clone_from(data);
     }
-    let timeout = match args.timeout.map(Duration::try_from_secs_f64) {
-        Some(Err(_)) => {
-            crate::cli::usage("--timeout must be a number of seconds".into()).map(|()| None)?
-        }
-        Some(Ok(timeout)) => Some(timeout),
-        None => None,
-    };
     let run = file.run.run_id();
     let directory = match &args.data_dir {
         Some(directory) => directory.clone(),
