@@ -18,4 +18,5 @@ pub mod problem;
 pub mod reproduce;
 pub mod simulation;
 pub mod soak;
+pub mod spread;
 pub mod vectors;

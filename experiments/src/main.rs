@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use rumormill_experiments::{reproduce, vectors};
+use rumormill_experiments::{reproduce, spread, vectors};
 
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
@@ -23,6 +23,12 @@ enum Command {
     Vectors {
         /// An lb8, nna or dadao vectors file.
         file: PathBuf,
+    },
+    /// How fast a record spreads with uniform and with optimal edge rates; prints CSV.
+    Spread {
+        /// Trials for each graph and scheme.
+        #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
+        trials: u64,
     },
     /// Repeat a published or measured result: claim, our number, reference, verdict.
     Reproduce {
@@ -49,6 +55,10 @@ fn run(command: Command) -> Result<bool> {
             let tally = vectors::check_file(&file)?;
             println!("{}", serde_json::to_string(&tally)?);
             Ok(tally.mismatches == 0)
+        }
+        Command::Spread { trials } => {
+            print!("{}", spread::table(trials)?);
+            Ok(true)
         }
         Command::Reproduce { what } => reproduce::run(what),
     }
