@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use rumormill_experiments::{reproduce, spread, vectors};
+use rumormill_experiments::{reproduce, soak, spread, vectors};
 
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
@@ -23,6 +23,16 @@ enum Command {
     Vectors {
         /// An lb8, nna or dadao vectors file.
         file: PathBuf,
+    },
+    /// Simulate honest nodes in loss, partitions, crashes and late starts, one scenario a seed; exit
+    /// 1 if any disagree, naming the seed.
+    Soak {
+        /// The first seed.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How many seeds.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
     },
     /// How fast a record spreads with uniform and with optimal edge rates; prints CSV.
     Spread {
@@ -55,6 +65,17 @@ fn run(command: Command) -> Result<bool> {
             let tally = vectors::check_file(&file)?;
             println!("{}", serde_json::to_string(&tally)?);
             Ok(tally.mismatches == 0)
+        }
+        Command::Soak { from, seeds } => {
+            let mut failed = 0;
+            for seed in from..from.saturating_add(seeds) {
+                if let Err(problem) = soak::scenario(seed) {
+                    failed += 1;
+                    println!("seed {seed}: {problem}");
+                }
+            }
+            println!("{seeds} seeds, {failed} failed");
+            Ok(failed == 0)
         }
         Command::Spread { trials } => {
             print!("{}", spread::table(trials)?);

@@ -125,6 +125,8 @@ struct HeightParams {
     exponent: i32,
     active: Vec<Origin>,
     limits: SegmentLimits,
+    /// Probes of a node in a round that count: its walk may be shorter than the wire allows.
+    walk_len: usize,
 }
 
 /// What later heights need to know of a certified one.
@@ -372,10 +374,13 @@ impl Protocol {
         let slots = directions(&self.manifest, active.len());
         let limits = SegmentLimits {
             rounds: self.manifest.rounds_per_height as usize,
-            bytes_per_round: walk_len_max(&self.manifest, slots) as usize,
+            // The same at every node, whatever certificates it has seen: nobody is blamed for
+            // knowing a larger one.
+            bytes_per_round: 2 * self.manifest.probes_per_round as usize,
         };
+        let walk_len = walk_len_max(&self.manifest, slots) as usize;
         let faulty = self.manifest.faulty_of(roster_len);
-        Some(HeightParams { roster_len, faulty, exponent, active, limits })
+        Some(HeightParams { roster_len, faulty, exponent, active, limits, walk_len })
     }
 
     fn is_excluded(&self, origin: Origin, height: u64) -> bool {

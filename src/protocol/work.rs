@@ -85,7 +85,7 @@ impl Protocol {
             if self.round >= self.closed + staleness {
                 return Err(Some(format!("round {} lacks records of others", self.closed)));
             }
-            let walk_len = params.limits.bytes_per_round as u32;
+            let walk_len = params.walk_len as u32;
             if self.round < self.closed || self.position >= walk_len {
                 self.enter(self.round + 1);
                 continue;
@@ -212,6 +212,7 @@ impl Protocol {
             .filter(|&origin| !self.is_excluded(origin, height))
             .map(|origin| {
                 let bytes = self.round_bytes(round, origin);
+                let bytes = &bytes[..bytes.len().min(params.walk_len)];
                 bytes.iter().filter(|&&byte| byte != lb8::ABSTAIN).count()
             })
             .collect();
@@ -280,7 +281,8 @@ impl Protocol {
             if self.is_excluded(origin, height) {
                 continue;
             }
-            for (position, &byte) in self.round_bytes(round, origin).iter().enumerate() {
+            let bytes = self.round_bytes(round, origin).iter().take(params.walk_len);
+            for (position, &byte) in bytes.enumerate() {
                 if let Some(value) = lb8::decode(byte, params.exponent) {
                     let slot = deal.slot(origin, position as u32).0 as usize;
                     values.slots[slot].push((origin, f64::from(value)));
