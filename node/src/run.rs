@@ -145,7 +145,7 @@ impl RunArgs {
         let (exponent, probe_s) = measure(&manifest, &*objective, &base, &dataset);
         manifest.scale_exponent = exponent;
         if let Some(seconds) = self.seconds {
-            if !(seconds > 0.0) {
+            if seconds.is_nan() || seconds <= 0.0 {
                 bail!("--seconds must be positive");
             }
             // A node makes between m and 2m probes a round; a third of the time goes elsewhere.
