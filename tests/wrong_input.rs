@@ -118,7 +118,8 @@ fn missing_data_is_named() {
 #[test]
 fn damaged_idx_files_are_named_with_the_place() {
     let images = "train-images-idx3-ubyte";
-    let damages: [(&str, fn(&mut Vec<u8>), &[&str]); 6] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage, &[&str]); 6] = [
         (images, |bytes| bytes.truncate(1000), &["offset 1000", "6416"]),
         (images, |bytes| bytes.truncate(10), &["offset 10", "header"]),
         (images, |bytes| bytes[3] = 9, &["0x00000809", "0x00000803"]),
