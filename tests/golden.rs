@@ -288,20 +288,14 @@ fn decoders_take_any_bytes_without_panic() {
         }
         mutate(&mut bytes, &mut rng);
         let decoded = catch_unwind(|| {
-            // What was decoded is encoded again, perhaps shorter, and stays what it is.
             if let Ok(frame) = Frame::decode(&bytes) {
-                assert_eq!(codec::encode(&frame), codec::encode(&again(Frame::decode, &frame)));
+                assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
             }
             let _ = Request::decode(&bytes);
             let _ = Response::decode(&bytes);
         });
         assert!(decoded.is_ok(), "seed {seed}: {}", hex(&bytes));
     }
-}
-
-/// NaN has no place in a frame, but equality of bytes needs no such promise.
-fn again(decode: fn(&[u8]) -> Result<Frame, codec::DecodeError>, frame: &Frame) -> Frame {
-    decode(&frame.encode()).expect("an encoded frame can be decoded")
 }
 
 /// What travels between the two nodes of a [`Pair`].
@@ -477,7 +471,7 @@ impl Pair {
 fn a_wire_that_damages_frames_neither_stops_nor_divides_two_nodes() {
     let open = Manifest { founders: Founders::Minimum(2), ..manifest() };
     let mut offences = 0;
-    for seed in 0..60 {
+    for seed in 0..300 {
         let manifest = if seed % 2 == 0 { manifest() } else { open.clone() };
         let mut pair = Pair::new(&manifest, seed);
         let ran = catch_unwind(AssertUnwindSafe(|| pair.run(1 + seed as u32 % 8, 1_500)));

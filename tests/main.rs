@@ -2,10 +2,12 @@
 //!
 //! `support` starts the real `rumormill` binary and waits for what it says; `local` and
 //! `daemon` show what a person can do with it, `wrong_input` what it answers to mistakes, and
-//! `golden` pins the bytes that nodes of one protocol version must agree on.
+//! `golden` pins the bytes that nodes of one protocol version must agree on. `convergence` says what
+//! training must be able to reach.
 
 mod support;
 
+mod convergence;
 mod daemon;
 mod golden;
 mod local;

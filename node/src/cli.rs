@@ -123,7 +123,7 @@ fn start_log(level: &str, format: LogFormat) -> Result<(), String> {
     // A bare level is for this program; the libraries' own chatter is shown on request only.
     let directives = match level {
         "error" | "warn" | "info" | "debug" | "trace" => {
-            format!("warn,libp2p=error,rumormill={level},rumormill_node={level}")
+            format!("warn,libp2p=error,yamux=off,rumormill={level},rumormill_node={level}")
         }
         other => other.into(),
     };
