@@ -262,7 +262,7 @@ mod tests {
             start.beat(key, 1, Time::ZERO);
         }
         let vote = start.vote(&keys[0], Time::ZERO).unwrap();
-        assert_eq!(founders_of(&RUN, Scheme::Simulated, 3, &[vote.clone()]), None);
+        assert_eq!(founders_of(&RUN, Scheme::Simulated, 3, std::slice::from_ref(&vote)), None);
         let mut forged = vote;
         forged.voter = keys[1].id();
         assert!(!start.take(forged, Scheme::Simulated));

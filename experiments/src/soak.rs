@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use rumormill::height::{Ack, CertifiedHeight, Control};
+use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet};
 use rumormill::id::{Height, RunId};
 use rumormill::keys::{Keys, Signature};
 use rumormill::ledger::{Context, Segment, SegmentLimits};
@@ -208,17 +208,15 @@ fn verdict(network: &Simulation<Bookkeeper>, faulty: usize, seed: u64) -> Result
             ));
         }
         let model = &network.trainer.models[at];
-        let (other, digest, other_model) =
-            *first.get_or_insert((at, protocol.digest(), model));
+        let (other, digest, other_model) = *first.get_or_insert((at, protocol.digest(), model));
         if digest != protocol.digest() {
             return Err(format!("seed {seed}: nodes {other} and {at} differ in their digests"));
         }
         if model != other_model {
             return Err(format!("seed {seed}: nodes {other} and {at} differ in their models"));
         }
-        let of_faulty = |line: &&String| {
-            (0..faulty).any(|liar| line.starts_with(&format!("Some({liar}) ")))
-        };
+        let of_faulty =
+            |line: &&String| (0..faulty).any(|liar| line.starts_with(&format!("Some({liar}) ")));
         if let Some(line) = node.complaints.iter().find(|line| !of_faulty(line)) {
             return Err(format!("seed {seed}: node {at} complains of an honest node: {line}"));
         }
@@ -297,7 +295,7 @@ fn corrupt(
                     group.acks.retain(|ack| ack.0 != origin);
                 }
                 let height = exchange.certified;
-                let (weight, digest) = (u64::from(rng.index(1 << 16)), [to as u8 % 2; 32]);
+                let (weight, digest) = (rng.next_u32() as u16, [to as u8 % 2; 32]);
                 let set = forged_set(weight, digest);
                 let ack = Ack::sign(&run, Height(height), &keys, &set);
                 exchange.acks.push(AckGroup {
@@ -309,7 +307,8 @@ fn corrupt(
             }
             Fault::RevealsLate => {
                 let acknowledged = |height: u64| {
-                    log.iter().any(|e| matches!(e, Entry::Acked { height: of, .. } if *of == height))
+                    log.iter()
+                        .any(|e| matches!(e, Entry::Acked { height: of, .. } if *of == height))
                 };
                 exchange.segments.retain(|delta| {
                     delta.origin != origin || (to % 2 == 1 && acknowledged(delta.height))
@@ -329,9 +328,8 @@ fn corrupt(
 }
 
 /// A set of which only the signature's inputs matter.
-fn forged_set(weight: u64, digest: [u8; 32]) -> rumormill::height::RecordSet {
-    let lens = vec![u16::MAX; (weight % 7) as usize + 1];
-    rumormill::height::RecordSet { lens, equivocators: Vec::new(), controls: Vec::new(), digest }
+fn forged_set(weight: u16, digest: [u8; 32]) -> RecordSet {
+    RecordSet { lens: vec![weight], equivocators: Vec::new(), controls: Vec::new(), digest }
 }
 
 fn falsify(mut height: CertifiedHeight, rng: &mut KeyedRng) -> CertifiedHeight {
@@ -414,8 +412,7 @@ mod tests {
 
     #[test]
     fn honest_nodes_end_identical_after_mixed_troubles() {
-        let failed: Vec<String> =
-            soak_seeds(25).filter_map(|seed| scenario(seed).err()).collect();
+        let failed: Vec<String> = soak_seeds(25).filter_map(|seed| scenario(seed).err()).collect();
         assert_eq!(failed, Vec::<String>::new());
     }
 
@@ -433,6 +430,34 @@ mod tests {
         let failed: Vec<String> =
             soak_seeds(4).filter_map(|seed| byzantine(fault, seed).err()).collect();
         assert_eq!(failed, Vec::<String>::new(), "{fault:?}");
+    }
+
+    #[test]
+    fn a_hello_that_is_lost_is_no_offence_of_the_next_frame() {
+        scenario(10).unwrap();
+    }
+
+    #[test]
+    fn one_digest_acknowledged_under_two_weights_is_not_blamed_on_the_relay() {
+        byzantine(Fault::TwoFacedAcks, 0).unwrap();
+    }
+
+    #[test]
+    fn a_larger_certificate_deals_later_rounds_again() {
+        byzantine(Fault::FalseHistory, 57).unwrap();
+        byzantine(Fault::Equivocates, 27).unwrap();
+        byzantine(Fault::Equivocates, 30).unwrap();
+    }
+
+    #[test]
+    fn an_exclusion_does_not_change_the_limits_of_a_height_already_open() {
+        byzantine(Fault::Equivocates, 36).unwrap();
+        byzantine(Fault::Equivocates, 59).unwrap();
+    }
+
+    #[test]
+    fn branches_of_equal_length_are_found_by_their_hashes() {
+        byzantine(Fault::Equivocates, 80).unwrap();
     }
 
     #[test]

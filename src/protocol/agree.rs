@@ -411,8 +411,6 @@ impl Protocol {
         // Members, walks and limits from the height after next on follow from this set.
         let members = self.roster.clone();
         self.roster.retract(Height(height + 2));
-        let dealt = self.first_round(height + 2);
-        self.deals.split_off(&dealt);
         self.heights.get_mut(&height).expect("the height is recent").certified = Some(set);
         for later in height..end {
             let set = self.heights[&later].certified.clone().expect("certified before");
@@ -421,6 +419,9 @@ impl Protocol {
             self.dirty.extend(rounds);
             self.settle(out);
             self.advance(later, &set, now, out);
+            // Walks that were dealt with the settings before.
+            let dealt = self.first_round(later + 2);
+            self.deals.split_off(&dealt);
         }
         if self.roster != members {
             self.reopen();
@@ -439,7 +440,8 @@ impl Protocol {
             let Some(origin) = self.own_origin(&params) else { continue };
             let Some(state) = self.heights.get_mut(&height) else { continue };
             let own = old.ledger.segments().find(|segment| {
-                segment.bytes.len() == old.own.signed_len && old.own.bytes.starts_with(&segment.bytes)
+                segment.bytes.len() == old.own.signed_len
+                    && old.own.bytes.starts_with(&segment.bytes)
             });
             if let Some(own) = own.filter(|own| !own.bytes.is_empty()) {
                 state.ledger.set_own(origin, own.clone());
