@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use rumormill::height::{Ack, CertifiedHeight, Control};
+use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet};
 use rumormill::id::{Height, RunId};
 use rumormill::keys::{Keys, Signature};
 use rumormill::ledger::{Context, Segment, SegmentLimits};
@@ -295,7 +295,7 @@ fn corrupt(
                     group.acks.retain(|ack| ack.0 != origin);
                 }
                 let height = exchange.certified;
-                let (weight, digest) = (u64::from(rng.index(1 << 16)), [to as u8 % 2; 32]);
+                let (weight, digest) = (rng.next_u32() as u16, [to as u8 % 2; 32]);
                 let set = forged_set(weight, digest);
                 let ack = Ack::sign(&run, Height(height), &keys, &set);
                 exchange.acks.push(AckGroup {
@@ -328,9 +328,8 @@ fn corrupt(
 }
 
 /// A set of which only the signature's inputs matter.
-fn forged_set(weight: u64, digest: [u8; 32]) -> rumormill::height::RecordSet {
-    let lens = vec![u16::MAX; (weight % 7) as usize + 1];
-    rumormill::height::RecordSet { lens, equivocators: Vec::new(), controls: Vec::new(), digest }
+fn forged_set(weight: u16, digest: [u8; 32]) -> RecordSet {
+    RecordSet { lens: vec![weight], equivocators: Vec::new(), controls: Vec::new(), digest }
 }
 
 fn falsify(mut height: CertifiedHeight, rng: &mut KeyedRng) -> CertifiedHeight {
@@ -431,6 +430,34 @@ mod tests {
         let failed: Vec<String> =
             soak_seeds(4).filter_map(|seed| byzantine(fault, seed).err()).collect();
         assert_eq!(failed, Vec::<String>::new(), "{fault:?}");
+    }
+
+    #[test]
+    fn a_hello_that_is_lost_is_no_offence_of_the_next_frame() {
+        scenario(10).unwrap();
+    }
+
+    #[test]
+    fn one_digest_acknowledged_under_two_weights_is_not_blamed_on_the_relay() {
+        byzantine(Fault::TwoFacedAcks, 0).unwrap();
+    }
+
+    #[test]
+    fn a_larger_certificate_deals_later_rounds_again() {
+        byzantine(Fault::FalseHistory, 57).unwrap();
+        byzantine(Fault::Equivocates, 27).unwrap();
+        byzantine(Fault::Equivocates, 30).unwrap();
+    }
+
+    #[test]
+    fn an_exclusion_does_not_change_the_limits_of_a_height_already_open() {
+        byzantine(Fault::Equivocates, 36).unwrap();
+        byzantine(Fault::Equivocates, 59).unwrap();
+    }
+
+    #[test]
+    fn branches_of_equal_length_are_found_by_their_hashes() {
+        byzantine(Fault::Equivocates, 80).unwrap();
     }
 
     #[test]

@@ -422,6 +422,9 @@ impl Protocol {
             self.derive_again(later, self.first_round(later + 1));
             self.settle(out);
             self.advance(later, &set, now, out);
+            // Walks that were dealt with the settings before.
+            let dealt = self.first_round(later + 2);
+            self.deals.split_off(&dealt);
         }
         if self.roster != members {
             self.reopen();

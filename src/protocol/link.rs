@@ -435,8 +435,12 @@ impl Protocol {
     fn sums(&self, link: &mut Link, stage: Stage) -> Vec<Sums> {
         let height = self.certified;
         let Some(state) = self.heights.get(&height) else { return Vec::new() };
+        // Answers and closings come between two openings and say nothing of either.
+        if stage != Stage::Open {
+            return Vec::new();
+        }
         let digests: BTreeSet<_> = state.acks.values().map(|ack| ack.digest).collect();
-        if stage != Stage::Open || digests.len() < 2 || state.signed.is_empty() {
+        if digests.len() < 2 || state.signed.is_empty() {
             link.disagreed = 0;
             return Vec::new();
         }

@@ -362,7 +362,8 @@ impl Protocol {
             let new = |origin: &Origin| {
                 self.roster.from(*origin).is_some_and(|from| from.0 + 1 >= height && from.0 > 0)
             };
-            let counts = |origin: &Origin| !self.is_excluded(*origin, height - 1);
+            // Not of height − 1: that is still open when this height's first records are made.
+            let counts = |origin: &Origin| !self.is_excluded(*origin, height - 2);
             let active: Vec<Origin> = all
                 .clone()
                 .filter(|origin| summary.active.contains(origin) || new(origin))
