@@ -29,7 +29,7 @@ use crate::ledger::{Context, Ledger, SegmentLimits};
 use crate::manifest::{Founders, Manifest, ManifestError};
 use crate::message::StartVote;
 use crate::roster::Roster;
-use crate::round::{Deal, RoundValues, directions, walk_len_max};
+use crate::round::{Deal, RoundValues};
 use crate::start::{Start, founders_of};
 use crate::time::Time;
 use crate::update::RoundUpdate;
@@ -370,10 +370,11 @@ impl Protocol {
             let active = if active.is_empty() { all.collect() } else { active };
             (active, summary.exponent_next)
         };
-        let slots = directions(&self.manifest, active.len());
+        // The limits are the manifest's alone: a larger certificate may change who is active after
+        // honest nodes have signed their records. What is beyond a walk is not decoded.
         let limits = SegmentLimits {
             rounds: self.manifest.rounds_per_height as usize,
-            bytes_per_round: walk_len_max(&self.manifest, slots) as usize,
+            bytes_per_round: 2 * self.manifest.probes_per_round as usize,
         };
         let faulty = self.manifest.faulty_of(roster_len);
         Some(HeightParams { roster_len, faulty, exponent, active, limits })

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::id::{Origin, Round, Slot};
 use crate::lb8;
-use crate::round::{Deal, walk_len_max};
+use crate::round::{Deal, directions, walk_len_max};
 use crate::spsa::projected_gradient;
 use crate::update::{Coefficient, round_update};
 
@@ -85,7 +85,8 @@ impl Protocol {
             if self.round >= self.closed + staleness {
                 return Err(Some(format!("round {} lacks records of others", self.closed)));
             }
-            let walk_len = params.limits.bytes_per_round as u32;
+            let slots = directions(&self.manifest, params.active.len());
+            let walk_len = walk_len_max(&self.manifest, slots);
             if self.round < self.closed || self.position >= walk_len {
                 self.enter(self.round + 1);
                 continue;
@@ -218,7 +219,7 @@ impl Protocol {
         counts.sort_unstable();
         let left_out = params.faulty.min(counts.len().saturating_sub(1));
         counts.truncate(counts.len() - left_out);
-        let slots = crate::round::directions(&self.manifest, params.active.len());
+        let slots = directions(&self.manifest, params.active.len());
         let target = self.manifest.probes_per_round.min(walk_len_max(&self.manifest, slots));
         let wanted = params.active.len().saturating_sub(params.faulty).max(1);
         counts.iter().sum::<usize>() >= target as usize * wanted
@@ -275,12 +276,14 @@ impl Protocol {
         let params = self.params(height)?;
         let slots = self.deal(round, &params).directions() as usize;
         let deal = &self.deals[&round];
+        let walk_len = walk_len_max(&self.manifest, slots as u32) as usize;
         let mut values = RoundValues { slots: vec![Vec::new(); slots] };
         for origin in (0..params.roster_len as u16).map(Origin) {
             if self.is_excluded(origin, height) {
                 continue;
             }
-            for (position, &byte) in self.round_bytes(round, origin).iter().enumerate() {
+            let bytes = self.round_bytes(round, origin).iter().take(walk_len);
+            for (position, &byte) in bytes.enumerate() {
                 if let Some(value) = lb8::decode(byte, params.exponent) {
                     let slot = deal.slot(origin, position as u32).0 as usize;
                     values.slots[slot].push((origin, f64::from(value)));
