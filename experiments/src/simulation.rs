@@ -601,8 +601,8 @@ mod tests {
     fn records_of_a_height_that_is_not_open_yet_are_sent_later() {
         for seed in 0..40 {
             let link = LinkModel {
-                latency: Time::from_millis(20),
-                jitter: Time::from_millis(60),
+                latency: Time::from_millis(4),
+                jitter: Time::from_millis(12),
                 ..LinkModel::default()
             };
             let n = 2 + seed % 2;

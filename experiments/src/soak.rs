@@ -456,6 +456,17 @@ mod tests {
     }
 
     #[test]
+    fn a_certified_set_whose_records_fell_to_evidence_is_fetched() {
+        byzantine(Fault::Equivocates, 114).unwrap();
+        byzantine(Fault::Equivocates, 193).unwrap();
+    }
+
+    #[test]
+    fn records_made_before_a_larger_certificate_stay_within_the_limits() {
+        scenario(878).unwrap();
+    }
+
+    #[test]
     fn branches_of_equal_length_are_found_by_their_hashes() {
         byzantine(Fault::Equivocates, 80).unwrap();
     }

@@ -228,7 +228,16 @@ impl Protocol {
         }
         let current = || RecordSet::of(Height(height), &state.ledger, &state.controls, None);
         let signed = state.signed.iter().cloned();
-        signed.chain(std::iter::once_with(current)).find(|set| certified.contains(&set.digest))
+        // Evidence that came since may have taken records which an older set still counts: then
+        // it can be had from history only.
+        let held = |set: &RecordSet| {
+            let lens = set.lens.iter().enumerate();
+            lens.into_iter()
+                .all(|(at, &len)| state.ledger.len_of(Origin(at as u16)) >= usize::from(len))
+        };
+        signed
+            .chain(std::iter::once_with(current))
+            .find(|set| certified.contains(&set.digest) && held(set))
     }
 
     /// A height is certified: its coefficients are those of exactly this set.

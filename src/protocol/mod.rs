@@ -373,10 +373,10 @@ impl Protocol {
             (active, summary.exponent_next)
         };
         let slots = directions(&self.manifest, active.len());
+        // The limits are the manifest's alone: a larger certificate may change who is active after
+        // honest nodes have signed their records. What is beyond a walk is not decoded.
         let limits = SegmentLimits {
             rounds: self.manifest.rounds_per_height as usize,
-            // The same at every node, whatever certificates it has seen: nobody is blamed for
-            // knowing a larger one.
             bytes_per_round: 2 * self.manifest.probes_per_round as usize,
         };
         let walk_len = walk_len_max(&self.manifest, slots) as usize;

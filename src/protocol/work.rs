@@ -12,7 +12,7 @@ use super::{
 };
 use crate::id::{Origin, Round, Slot};
 use crate::lb8;
-use crate::round::{Deal, walk_len_max};
+use crate::round::Deal;
 use crate::spsa::projected_gradient;
 use crate::update::{Coefficient, round_update};
 
@@ -219,10 +219,9 @@ impl Protocol {
         counts.sort_unstable();
         let left_out = params.faulty.min(counts.len().saturating_sub(1));
         counts.truncate(counts.len() - left_out);
-        let slots = crate::round::directions(&self.manifest, params.active.len());
-        let target = self.manifest.probes_per_round.min(walk_len_max(&self.manifest, slots));
+        let target = (self.manifest.probes_per_round as usize).min(params.walk_len);
         let wanted = params.active.len().saturating_sub(params.faulty).max(1);
-        counts.iter().sum::<usize>() >= target as usize * wanted
+        counts.iter().sum::<usize>() >= target * wanted
     }
 
     /// When the oldest open round is closed with what there is.
