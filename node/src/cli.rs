@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
@@ -58,6 +58,20 @@ pub fn usage(message: String) -> Result<()> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Unreachable(pub(crate) String);
+
+/// Writes a result on stdout. A reader that has closed the pipe has what it wanted: the program ends
+/// quietly.
+///
+/// # Errors
+/// Stdout cannot be written, for instance because the disk is full.
+pub fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        written => written.context("cannot write to stdout"),
+    }
+}
 
 /// Runs the program.
 pub fn main() -> ExitCode {

@@ -165,7 +165,23 @@ fn idx_pair(folder: &Path, part: &str) -> Result<Raw, DataError> {
         let problem = format!("{} labels for {} images", classes.len(), pixels.nrows());
         return Err(parse(&labels, problem));
     }
+    if part == "train" {
+        check_labels(&classes).map_err(|problem| parse(&labels, problem))?;
+    }
     Ok(idx::table(pixels, &classes))
+}
+
+/// Classes are numbered without gaps, from 0 or from 1: a label beyond is damage, not a class.
+fn check_labels(labels: &[u8]) -> Result<(), String> {
+    let distinct = labels.iter().collect::<std::collections::BTreeSet<_>>().len();
+    match labels.iter().position(|&label| usize::from(label) > distinct) {
+        Some(row) => Err(format!(
+            "label {} of row {row} is out of range: {distinct} different labels are numbered 0 to {}",
+            labels[row],
+            distinct - 1
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The file of that name, with or without `.gz`, also with a dot before `idx`.

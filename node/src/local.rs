@@ -187,9 +187,9 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
     };
     let summary = Summary::new(rounds, started.elapsed().as_secs_f64(), lines);
     if args.json {
-        println!("{}", serde_json::to_string(&summary)?);
+        crate::cli::print(&(serde_json::to_string(&summary)? + "\n"))?;
     } else {
-        print!("{}", summary.to_text());
+        crate::cli::print(&summary.to_text())?;
     }
     for warning in summary.warnings() {
         eprintln!("warning: {warning}");

@@ -117,9 +117,9 @@ pub fn print_id(args: &IdArgs) -> Result<u8> {
     let (peer, node) = (identity.peer_id(), identity.node_id());
     if args.json {
         let object = serde_json::json!({ "peer_id": peer.to_string(), "node_id": node });
-        println!("{object}");
+        crate::cli::print(&format!("{object}\n"))?;
     } else {
-        println!("peer id  {peer}\nnode id  {node}");
+        crate::cli::print(&format!("peer id  {peer}\nnode id  {node}\n"))?;
     }
     Ok(0)
 }
@@ -198,11 +198,11 @@ async fn start(args: &NodeArgs) -> Result<u8> {
 fn finish(args: &NodeArgs, outcome: &Outcome) -> Result<u8> {
     let line = NodeLine::new(args.index, outcome);
     if args.json {
-        println!("{}", serde_json::to_string(&line)?);
+        crate::cli::print(&(serde_json::to_string(&line)? + "\n"))?;
     } else if outcome.ending == Ending::Certified {
-        println!(
+        crate::cli::print(&format!(
             "certified: {} rounds, {} members, digest {}\nmodel {}, held-out accuracy {:.2} %, loss \
-             {:.4}, {} probes made here",
+             {:.4}, {} probes made here\n",
             outcome.round,
             outcome.members,
             outcome.digest,
@@ -210,7 +210,7 @@ fn finish(args: &NodeArgs, outcome: &Outcome) -> Result<u8> {
             100.0 * line.accuracy,
             line.loss,
             line.probes
-        );
+        ))?;
     }
     match outcome.ending {
         Ending::Certified => Ok(0),

@@ -119,9 +119,9 @@ pub fn run(args: &TopologyArgs) -> Result<u8> {
             let topology = read(file, *format)?;
             let report = Report::new(&topology);
             if *json {
-                println!("{}", report.to_json());
+                crate::cli::print(&(report.to_json() + "\n"))?;
             } else {
-                print!("{report}");
+                crate::cli::print(&report.to_string())?;
             }
             Ok(u8::from(!topology.is_connected()))
         }
@@ -149,7 +149,10 @@ fn make(args: &GenerateArgs) -> Result<u8> {
     let topology = generate(args.family, args.nodes, parameters, args.seed)?;
     match &args.out {
         Some(out) => save(&topology, out, args.format)?,
-        None => print!("{}", write(&topology, args.format.unwrap_or(Format::PetgraphJson))?),
+        None => {
+            let format = args.format.unwrap_or(Format::PetgraphJson);
+            crate::cli::print(&write(&topology, format)?)?;
+        }
     }
     Ok(0)
 }
