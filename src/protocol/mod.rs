@@ -38,7 +38,7 @@ use link::Link;
 
 /// Certified heights that are kept in memory: a larger certificate may still replace them, and
 /// neighbors that are behind may still get their records by exchange. Older ones are history.
-const DEEP: u64 = 4;
+const DEEP: u64 = 16;
 
 /// Heights beyond the last certified one in which records are taken: the settings of height `h` are
 /// known once `h − 2` is certified.
