@@ -32,7 +32,9 @@ pub fn run(args: &InitArgs) -> Result<u8> {
     }
     let prepared = args.run.prepare(Founders::Minimum(args.members), usize::from(args.members))?;
     let absolute = |path: &str| match std::fs::canonicalize(path) {
-        Ok(path) if args.run.data != crate::data::DIGITS => path.to_string_lossy().into_owned(),
+        Ok(path) if args.run.data != rumormill::data::source::DIGITS => {
+            path.to_string_lossy().into_owned()
+        }
         _ => path.to_owned(),
     };
     let test = args.run.test.as_ref().map(|test| absolute(&test.to_string_lossy()));

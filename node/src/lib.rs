@@ -6,7 +6,6 @@
 
 pub mod cli;
 pub mod daemon;
-pub mod data;
 pub mod evaluator;
 pub mod identity;
 pub mod init;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use rumormill::data::Dataset;
 use rumormill::data::shard::Shards;
+use rumormill::data::source::{DIGITS, DataFormat, DataSource, Found};
 use rumormill::direction::Direction;
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::lb8;
@@ -18,7 +19,6 @@ use rumormill::selection::Rule;
 use rumormill::spsa::projected_gradient;
 use serde::{Deserialize, Serialize};
 
-use crate::data::{DataFormat, DataSource};
 use crate::evaluator::Task;
 use crate::store::Sync;
 
@@ -105,7 +105,7 @@ impl RunArgs {
     /// writes the manifest for these founders.
     pub fn prepare(&self, founders: Founders, cores: usize) -> Result<Prepared> {
         let source = self.source();
-        let dataset = Arc::new(source.load()?);
+        let dataset = Arc::new(source.load(&look)?);
         let (objective, base) = model(&self.model, &dataset, self.seed)?;
         let redundancy =
             self.redundancy.unwrap_or(if self.selection == Rule::Mean { 1.0 } else { 3.0 });
@@ -164,6 +164,14 @@ impl RunArgs {
 
     fn source(&self) -> DataSource {
         DataSource { data: self.data.clone(), test: self.test.clone(), format: self.format }
+    }
+}
+
+/// What is at a path of this machine.
+fn look(path: &Path) -> std::io::Result<Found> {
+    match std::fs::metadata(path)?.is_dir() {
+        true => Ok(Found::Folder),
+        false => std::fs::read(path).map(Found::File),
     }
 }
 
@@ -252,7 +260,7 @@ pub struct NodeSettings {
 impl Default for NodeSettings {
     fn default() -> NodeSettings {
         NodeSettings {
-            data: crate::data::DIGITS.into(),
+            data: DIGITS.into(),
             test: String::new(),
             format: String::new(),
             listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
@@ -373,7 +381,7 @@ impl RunFile {
                 name => Some(name.parse().map_err(anyhow::Error::msg)?),
             },
         };
-        let dataset = Arc::new(source.load()?);
+        let dataset = Arc::new(source.load(&look)?);
         let found = hex(&dataset.hash());
         if found != self.run.data_hash {
             bail!(

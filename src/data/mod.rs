@@ -2,8 +2,8 @@
 //!
 //! A parser turns the bytes of one file into a [`Raw`] table; [`Dataset::assemble`] makes a data set
 //! of one or two of them: labels become class numbers, a missing test set is held out by row hash,
-//! features are scaled by what the training rows show, and only by them. Files, compression and
-//! names of formats are the daemon's business.
+//! features are scaled by what the training rows show, and only by them. [`source`] says which files a
+//! data set consists of; reading them is the caller's business.
 
 use std::collections::BTreeMap;
 
@@ -16,6 +16,7 @@ pub mod holdout;
 pub mod idx;
 pub mod libsvm;
 pub mod shard;
+pub mod source;
 
 /// The largest number of classes; a larger one is a regression target mistaken for a label.
 pub const CLASSES_MAX: usize = 1000;

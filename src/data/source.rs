@@ -1,12 +1,14 @@
-//! Data sets from files: finding them, looking through gzip, choosing the parser.
+//! Data sets by name: which files belong to one, looking through gzip, choosing the parser.
+//!
+//! Reading is input and output: the caller hands in a function that looks at a path.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use flate2::read::MultiGzDecoder;
-use rumormill::data::{AssembleError, Dataset, Raw, csv, digits, idx, libsvm};
+
+use super::{AssembleError, Dataset, Raw, csv, digits, idx, libsvm};
 
 /// Seed of the built-in task: everybody draws the same digits.
 const DIGITS_SEED: u64 = 1;
@@ -49,6 +51,18 @@ impl FromStr for DataFormat {
         }
     }
 }
+
+/// What is at a path.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// A folder.
+    Folder,
+    /// A file's bytes.
+    File(Vec<u8>),
+}
+
+/// Looks at a path, as `std::fs` would.
+pub type Look<'a> = &'a dyn Fn(&Path) -> io::Result<Found>;
 
 /// Where a data set comes from.
 #[derive(Clone, Debug)]
@@ -116,31 +130,37 @@ impl DataSource {
     ///
     /// # Errors
     /// See [`DataError`]; each names the file.
-    pub fn load(&self) -> Result<Dataset, DataError> {
+    pub fn load(&self, look: Look<'_>) -> Result<Dataset, DataError> {
         if self.data == DIGITS {
             return Ok(digits::dataset(DIGITS_SEED));
         }
         let path = Path::new(&self.data);
-        let metadata = std::fs::metadata(path)
-            .map_err(|source| DataError::Read { path: path.into(), source })?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (train, test) = if metadata.is_dir() {
-            let train = idx_pair(path, "train")?;
-            (train, Some(idx_pair(path, "t10k")?))
-        } else {
-            let test = self.test.as_deref().map(|test| self.read_table(test)).transpose()?;
-            (self.read_table(path)?, test)
+        let found = look(path).map_err(|source| DataError::Read { path: path.into(), source })?;
+        let (train, test) = match found {
+            Found::Folder => {
+                let train = idx_pair(path, "train", look)?;
+                (train, Some(idx_pair(path, "t10k", look)?))
+            }
+            Found::File(bytes) => {
+                let train = self.parse_table(path, bytes)?;
+                let test = match &self.test {
+                    Some(test) => Some(self.parse_table(test, read(test, look)?)?),
+                    None => None,
+                };
+                (train, test)
+            }
         };
         Dataset::assemble(name, train, test)
             .map_err(|source| DataError::Assemble { path: path.into(), source })
     }
 
-    fn read_table(&self, path: &Path) -> Result<Raw, DataError> {
+    fn parse_table(&self, path: &Path, bytes: Vec<u8>) -> Result<Raw, DataError> {
         let format = match self.format.or_else(|| format_of(path)) {
             Some(format) => format,
             None => return Err(DataError::Format { path: path.into() }),
         };
-        let bytes = read(path)?;
+        let bytes = unpack(path, bytes)?;
         let problem = |problem: String| DataError::Parse { path: path.into(), problem };
         match format {
             DataFormat::Csv => csv::parse(&bytes).map_err(|error| problem(error.to_string())),
@@ -153,14 +173,12 @@ impl DataSource {
 }
 
 /// Images and labels of one part of an MNIST-style folder.
-fn idx_pair(folder: &Path, part: &str) -> Result<Raw, DataError> {
-    let images = find(folder, &format!("{part}-images-idx3-ubyte"))?;
-    let labels = find(folder, &format!("{part}-labels-idx1-ubyte"))?;
+fn idx_pair(folder: &Path, part: &str, look: Look<'_>) -> Result<Raw, DataError> {
+    let (images, pixels) = find(folder, &format!("{part}-images-idx3-ubyte"), look)?;
+    let (labels, classes) = find(folder, &format!("{part}-labels-idx1-ubyte"), look)?;
     let parse = |path: &Path, problem: String| DataError::Parse { path: path.into(), problem };
-    let pixels =
-        idx::parse_images(&read(&images)?).map_err(|error| parse(&images, error.to_string()))?;
-    let classes =
-        idx::parse_labels(&read(&labels)?).map_err(|error| parse(&labels, error.to_string()))?;
+    let pixels = idx::parse_images(&pixels).map_err(|error| parse(&images, error.to_string()))?;
+    let classes = idx::parse_labels(&classes).map_err(|error| parse(&labels, error.to_string()))?;
     if pixels.nrows() != classes.len() {
         let problem = format!("{} labels for {} images", classes.len(), pixels.nrows());
         return Err(parse(&labels, problem));
@@ -184,12 +202,22 @@ fn check_labels(labels: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The file of that name, with or without `.gz`, also with a dot before `idx`.
-fn find(folder: &Path, stem: &str) -> Result<PathBuf, DataError> {
+/// The file of that name, with or without `.gz`, also with a dot before `idx`, unpacked.
+fn find(folder: &Path, stem: &str, look: Look<'_>) -> Result<(PathBuf, Vec<u8>), DataError> {
     let dotted = stem.replace("-idx", ".idx");
-    let names = [stem.to_owned(), format!("{stem}.gz"), dotted.clone(), format!("{dotted}.gz")];
-    let found = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
-    found.ok_or_else(|| DataError::Missing { folder: folder.into(), stem: stem.into() })
+    for name in [stem.to_owned(), format!("{stem}.gz"), dotted.clone(), format!("{dotted}.gz")] {
+        let path = folder.join(name);
+        match look(&path) {
+            Ok(Found::File(bytes)) => {
+                let bytes = unpack(&path, bytes)?;
+                return Ok((path, bytes));
+            }
+            Ok(Found::Folder) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(DataError::Read { path, source }),
+        }
+    }
+    Err(DataError::Missing { folder: folder.into(), stem: stem.into() })
 }
 
 fn format_of(path: &Path) -> Option<DataFormat> {
@@ -203,60 +231,72 @@ fn format_of(path: &Path) -> Option<DataFormat> {
     }
 }
 
-/// The bytes of a file, unpacked when they are gzip, whatever the name says.
-fn read(path: &Path) -> Result<Vec<u8>, DataError> {
+fn read(path: &Path, look: Look<'_>) -> Result<Vec<u8>, DataError> {
     let failed = |source| DataError::Read { path: path.into(), source };
-    let mut file = File::open(path).map_err(failed)?;
-    let mut magic = [0; 2];
-    let got = file.read(&mut magic).map_err(failed)?;
-    let rest = io::Cursor::new(magic[..got].to_vec()).chain(file);
-    let mut bytes = Vec::new();
-    if magic == [0x1f, 0x8b] {
-        MultiGzDecoder::new(rest).take(FILE_LEN_MAX + 1).read_to_end(&mut bytes)
-    } else {
-        rest.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes)
+    match look(path).map_err(failed)? {
+        Found::File(bytes) => Ok(bytes),
+        Found::Folder => Err(failed(io::ErrorKind::IsADirectory.into())),
     }
-    .map_err(failed)?;
-    if bytes.len() as u64 > FILE_LEN_MAX {
+}
+
+/// The bytes of a file, unpacked when they are gzip, whatever the name says.
+fn unpack(path: &Path, bytes: Vec<u8>) -> Result<Vec<u8>, DataError> {
+    if bytes.len() as u64 <= FILE_LEN_MAX && !bytes.starts_with(&[0x1f, 0x8b]) {
+        return Ok(bytes);
+    }
+    let mut unpacked = Vec::new();
+    MultiGzDecoder::new(&bytes[..])
+        .take(FILE_LEN_MAX + 1)
+        .read_to_end(&mut unpacked)
+        .map_err(|source| DataError::Read { path: path.into(), source })?;
+    if unpacked.len() as u64 > FILE_LEN_MAX {
         let problem = format!("holds more than {FILE_LEN_MAX} bytes");
         return Err(DataError::Parse { path: path.into(), problem });
     }
-    Ok(bytes)
+    Ok(unpacked)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
     use std::io::Write;
 
-    fn source(path: &Path) -> DataSource {
-        DataSource { data: path.to_str().unwrap().into(), test: None, format: None }
+    fn load(data: &str, files: &[(&str, &[u8])]) -> Result<Dataset, DataError> {
+        let files: BTreeMap<&Path, &[u8]> =
+            files.iter().map(|(name, bytes)| (Path::new(*name), *bytes)).collect();
+        let source = DataSource { data: data.into(), test: None, format: None };
+        source.load(&|path| match files.get(path) {
+            Some(bytes) => Ok(Found::File(bytes.to_vec())),
+            None if files.keys().any(|file| file.starts_with(path)) => Ok(Found::Folder),
+            None => Err(io::ErrorKind::NotFound.into()),
+        })
     }
 
     #[test]
     fn gzip_is_looked_through_and_the_suffix_below_it_counts() {
-        let folder = tempfile::tempdir().unwrap();
         let text: String = (0..40).map(|i| format!("{i},{},{}\n", i * 7 % 5, i % 2)).collect();
-        let plain = folder.path().join("a.csv");
-        std::fs::write(&plain, &text).unwrap();
-        let packed = folder.path().join("b.csv.gz");
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         encoder.write_all(text.as_bytes()).unwrap();
-        std::fs::write(&packed, encoder.finish().unwrap()).unwrap();
-        let (a, b) = (source(&plain).load().unwrap(), source(&packed).load().unwrap());
+        let packed = encoder.finish().unwrap();
+        let files: [(&str, &[u8]); 2] = [("a.csv", text.as_bytes()), ("b.csv.gz", &packed)];
+        let (a, b) = (load("a.csv", &files).unwrap(), load("b.csv.gz", &files).unwrap());
         assert_eq!(a.hash(), b.hash());
+        let cut = &packed[..packed.len() / 2];
+        let error = load("b.csv.gz", &[("b.csv.gz", cut)]).unwrap_err().to_string();
+        assert!(error.contains("b.csv.gz"), "{error}");
     }
 
     #[test]
     fn missing_unnamed_and_truncated_files_are_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let absent = source(&folder.path().join("absent.csv")).load().unwrap_err().to_string();
+        let error = |data: &str, files: &[(&str, &[u8])]| {
+            load(data, files).map(|_| ()).unwrap_err().to_string()
+        };
+        let absent = error("absent.csv", &[]);
         assert!(absent.contains("absent.csv"), "{absent}");
-        let strange = folder.path().join("data.bin");
-        std::fs::write(&strange, b"1 2 3").unwrap();
-        let error = source(&strange).load().unwrap_err().to_string();
-        assert!(error.contains("--format"), "{error}");
-        let error = source(folder.path()).load().unwrap_err().to_string();
-        assert!(error.contains("train-images-idx3-ubyte"), "{error}");
+        let strange = error("data.bin", &[("data.bin", b"1 2 3")]);
+        assert!(strange.contains("--format"), "{strange}");
+        let empty = error("folder", &[("folder/other", b"")]);
+        assert!(empty.contains("train-images-idx3-ubyte"), "{empty}");
     }
 }
