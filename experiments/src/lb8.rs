@@ -1,12 +1,10 @@
-//! LB8, the one-byte code of a scalar, and a scale that follows a stream of them.
+//! LB8, the one-byte code of a scalar.
 //!
 //! Byte: bit 7 the sign, bits 0–6 the code `m`; `m = 0` is zero, 0x80 "no value". For `m ≥ 1` the
 //! magnitude is `level(m) · 2^e` with `level(m) = R_j · 2^k`, `m − 96 = 8k + j`, `R_j` the `f32`
 //! nearest to `2^(j/8)`. Encoding counts the midpoints between levels that are at most `|s| · 2^−e`.
 //!
 //! TODO: once the library has its own `lb8`, [`encode`] and [`decode`] call it.
-
-use rumormill::vector::onebyte::ScalarCodec;
 
 /// "No value": what a scalar that is not finite becomes.
 pub const ABSTAIN: u8 = 0x80;
@@ -74,53 +72,6 @@ fn scale(value: f64, exponent: i32) -> f64 {
     value * power(half) * power(exponent - half)
 }
 
-/// LB8 whose exponent follows the stream, for two-party links: sender and receiver see the same
-/// bytes and so keep the same exponent. After each byte a fixed-point mean of the log magnitude
-/// moves an eighth of the way to it, and the exponent puts that mean at two octaves below the
-/// scale's unit; a saturated byte lifts the exponent by four octaves at once, a zero lowers it by
-/// one. (Gains are a guess that worked at once; many-party scales use a median instead.)
-#[derive(Clone, Copy, Debug)]
-pub struct Tracked {
-    /// Mean of 8·log₂ of the magnitude, in 1/8 of these units (64ths of an octave).
-    mean: i32,
-}
-
-impl Tracked {
-    /// A stream whose first values are expected near `2^exponent`.
-    pub fn new(exponent: i32) -> Tracked {
-        Tracked { mean: exponent * 64 }
-    }
-
-    fn exponent(self) -> i32 {
-        // Range of a byte: 12 octaves below the unit, 3.9 above; the mean sits inside with room.
-        (self.mean + 32).div_euclid(64) + 2
-    }
-}
-
-impl ScalarCodec for Tracked {
-    type Symbol = u8;
-
-    fn encode(&self, scalar: f64) -> u8 {
-        encode(scalar, self.exponent())
-    }
-
-    fn decode(&mut self, byte: u8) -> Option<f64> {
-        let exponent = self.exponent();
-        let value = f64::from(decode(byte, exponent)?);
-        match byte & 0x7f {
-            0 => self.mean -= 64,
-            127 => self.mean += 4 * 64,
-            m => {
-                let log = 8 * (8 * exponent + i32::from(m) - 96);
-                self.mean += (log - self.mean) / 8;
-            }
-        }
-        // 2^±100 spans what the f32 of a decoded value can hold.
-        self.mean = self.mean.clamp(-100 * 64, 100 * 64);
-        Some(value)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,29 +84,5 @@ mod tests {
                 assert_eq!(encode(f64::from(value), exponent), byte, "{byte:02x} at {exponent}");
             }
         }
-    }
-
-    #[test]
-    fn a_tracked_scale_follows_a_stream_down_thirty_octaves() {
-        let mut codec = Tracked::new(10);
-        let mut worst: f64 = 0.0;
-        for k in 0..3000 {
-            let value =
-                1e3 * 2f64.powf(-f64::from(k) / 100.0) * if k % 2 == 0 { 1.0 } else { -0.3 };
-            let decoded = codec.decode(codec.encode(value)).unwrap();
-            worst = worst.max(((decoded - value) / value).abs());
-        }
-        assert!(worst < 0.0434, "{worst}");
-    }
-
-    #[test]
-    fn a_tracked_scale_recovers_from_zeros_and_from_saturation() {
-        let mut codec = Tracked::new(0);
-        for _ in 0..500 {
-            codec.decode(codec.encode(0.0));
-        }
-        let errors: Vec<f64> =
-            (0..40).map(|_| (codec.decode(codec.encode(1e6)).unwrap() - 1e6).abs() / 1e6).collect();
-        assert!(errors[0] > 0.9 && errors[39] < 0.0434, "{errors:?}");
     }
 }

@@ -182,9 +182,9 @@ mod tests {
     use super::*;
     use crate::event::{self, Clocks, End};
     use crate::graph::{Family, Graph};
-    use crate::lb8::Tracked;
     use crate::problem::LeastSquares;
     use rumormill::vector::dadao::Rates;
+    use rumormill::vector::onebyte::TrackedLb8;
 
     fn constants(problem: &LeastSquares, graph: &Graph, margin: f64) -> Constants {
         let (mu, smoothness) = problem.curvature();
@@ -202,7 +202,7 @@ mod tests {
         let dense = event::run(&mut dense, &mut Clocks::new(5, &graph, 1.0), &[1e-8], 2e3);
         let fast = graph.clone().scaled(3.0);
         let run = RunId([3; 32]);
-        let codec = Tracked::new(4);
+        let codec = TrackedLb8::new(4);
         let mut bytes =
             OneByte::new(run, &problem, &graph.edges, &constants, &start, &optimum, &codec);
         let bytes = event::run(&mut bytes, &mut Clocks::new(6, &fast, 3.0), &[1e-8], 2e3);

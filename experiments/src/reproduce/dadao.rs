@@ -13,12 +13,11 @@ use serde::Deserialize;
 
 use rumormill::id::RunId;
 use rumormill::vector::dadao::{Constants, Rates};
-use rumormill::vector::onebyte::{Exact, ScalarCodec};
+use rumormill::vector::onebyte::{Exact, ScalarCodec, TrackedLb8};
 
 use super::{Report, mean, spread_percent};
 use crate::event::{self, Clocks, End, Mark, Network, Outcome};
 use crate::graph::{Family, Graph};
-use crate::lb8::Tracked;
 use crate::network::{Dadao, OneByte};
 use crate::problem::{LeastSquares, Objective};
 
@@ -365,7 +364,7 @@ fn one_byte(instances: &[Instance], streams: u64, report: &mut Report) -> Result
         .map(|s| setup.one_byte(instance, s, &goals, &Exact))
         .collect::<Result<Vec<_>>>()?;
     let bytes = streams
-        .map(|s| setup.one_byte(instance, s, &goals, &Tracked::new(6)))
+        .map(|s| setup.one_byte(instance, s, &goals, &TrackedLb8::new(6)))
         .collect::<Result<Vec<_>>>()?;
     let time = |outcomes: &[Outcome]| mean_mark(outcomes, 0).map(|mark| mark.2);
     let dense_time = time(&dense);
