@@ -4,7 +4,8 @@
 //! - [`acid`]: A2CiD2 and plain asynchronous pairwise averaging;
 //! - [`onebyte`]: DADAO with every jump restricted to a shared direction, one byte an exchange;
 //! - [`monna`]: MoNNA, momentum and nearest-neighbor averaging;
-//! - [`rule`]: rival aggregation rules, for comparison.
+//! - [`rule`]: rival aggregation rules, for comparison;
+//! - [`peer`]: a node of these that talks over links, as the daemon runs it.
 //!
 //! Each algorithm is the state machine of one node: time, gradients and what a neighbor sent go
 //! in, the state changes, and what to send is read out. Time is [`Time`](crate::time::Time), where
@@ -15,4 +16,5 @@ pub mod acid;
 pub mod dadao;
 pub mod monna;
 pub mod onebyte;
+pub mod peer;
 pub mod rule;

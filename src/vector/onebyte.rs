@@ -165,6 +165,11 @@ impl<C: ScalarCodec> Node<C> {
         &self.dadao
     }
 
+    /// Advances the node along the flow. A `time` before the last event changes nothing.
+    pub fn advance(&mut self, time: Time) {
+        self.dadao.advance(time);
+    }
+
     /// A gradient event along `direction`; `derivative` is called with `x` at `time` and the
     /// direction and gives `u·∇f(x)`, exactly or by two loss probes. Returns the symbol applied; a
     /// derivative that is not finite moves nothing.

@@ -42,9 +42,7 @@ impl Schedule {
     /// The step size after `time` units of `duration`.
     pub fn at(self, time: f64, duration: f64) -> f64 {
         match self {
-            Schedule::Linear { step } => {
-                step * ((1.0 - time / duration) / 0.3).clamp(0.0, 1.0)
-            }
+            Schedule::Linear { step } => step * ((1.0 - time / duration) / 0.3).clamp(0.0, 1.0),
             Schedule::Hyperbolic { step, span } => step / (1.0 + (time / span).floor()),
         }
     }

@@ -268,7 +268,8 @@ impl Rounds {
         }
         let complete = |round: &u64| counts.get(round).copied().unwrap_or(0) >= needed;
         let newest = counts.keys().copied().filter(|round| complete(round)).next_back();
-        let Some(round) = Some(self.round).filter(complete).or(newest).or((needed == 0).then_some(self.round))
+        let Some(round) =
+            Some(self.round).filter(complete).or(newest).or((needed == 0).then_some(self.round))
         else {
             return;
         };
