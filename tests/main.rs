@@ -3,7 +3,7 @@
 //! `support` starts the real `rumormill` binary and waits for what it says; `local` and
 //! `daemon` show what a person can do with it, `wrong_input` what it answers to mistakes, and
 //! `golden` pins the bytes that nodes of one protocol version must agree on. `convergence` says what
-//! training must be able to reach.
+//! training must be able to reach; `rivals` runs the vector algorithms over sockets.
 
 mod support;
 
@@ -11,4 +11,5 @@ mod convergence;
 mod daemon;
 mod golden;
 mod local;
+mod rivals;
 mod wrong_input;

@@ -437,3 +437,25 @@ fn the_ledger_of_another_run_is_refused() {
     solo.edit("name = \"rumormill\"", "name = \"another\"");
     solo.refused(&[], 1, &["ledger.log", "belongs to run", "another data directory"]);
 }
+
+#[test]
+fn vector_algorithms_refuse_what_does_not_fit_them() {
+    let folder = folder();
+    let local = |args: &[&str], code: i32, says: &[&str]| {
+        refused(folder.path(), &[&["local"], args].concat(), code, says);
+    };
+    local(&["--algorithm", "sgd"], 2, &["unknown algorithm 'sgd'", "dadao", "monna"]);
+    local(&["--algorithm", "monna", "--family", "ring"], 2, &["--family complete"]);
+    local(&["--algorithm", "dadao", "--processes"], 2, &["--processes", "dadao"]);
+    local(&["--algorithm", "acid", "--nodes", "1"], 2, &["at least two nodes"]);
+    local(&["--algorithm", "acid", "--precision", "f16"], 2, &["f32 and f64"]);
+    local(&["--algorithm", "acid", "--momentum", "1"], 2, &["--momentum", "below 1"]);
+    local(&["--algorithm", "dadao", "--margin", "0.5"], 2, &["--margin"]);
+    local(&["--algorithm", "dadao", "--unit-ms", "0"], 2, &["--unit-ms"]);
+    local(&["--algorithm", "gossip", "--rounds", "0"], 2, &["--rounds"]);
+    local(&["--algorithm", "one-byte-dadao", "--model", "mlp:4"], 1, &["convex", "softmax"]);
+    let without = ["--algorithm", "dadao", "--model", "softmax", "--penalty", "0"];
+    local(&without, 1, &["strong convexity", "--penalty"]);
+    let faulty = ["--algorithm", "monna", "--nodes", "4", "--tolerate", "2", "--rounds", "8"];
+    local(&faulty, 1, &["fewer than half"]);
+}

@@ -2,7 +2,7 @@
 //!
 //! A node is one [`daemon::Daemon`]: a loop around a `Protocol` value, with [`net`] for sockets,
 //! [`evaluator`] for compute and [`store`] for disk. The commands start one ([`node`]) or many
-//! ([`local`]).
+//! ([`local`]). [`vector`] runs the rivals that exchange vectors over the same sockets.
 
 pub mod cli;
 pub mod daemon;
@@ -17,3 +17,4 @@ pub mod report;
 pub mod run;
 pub mod store;
 pub mod topology;
+pub mod vector;

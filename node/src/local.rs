@@ -23,6 +23,7 @@ use crate::node::network_limits;
 use crate::report::{NodeLine, Summary};
 use crate::run::{Prepared, RunArgs};
 use crate::store::Store;
+use crate::vector::VectorArgs;
 
 /// The most nodes in one process: beyond it, the sockets of a complete graph run out of files.
 const NODES_MAX: usize = 256;
@@ -33,9 +34,13 @@ pub struct LocalArgs {
     /// Number of nodes (default 8, or as many as the topology file has)
     #[arg(long)]
     pub nodes: Option<usize>,
-    /// Graph: complete, ring, line, star, grid, …
-    #[arg(long, default_value = "ring", conflicts_with = "topology")]
-    pub family: Family,
+    /// Algorithm: rumormill; its ancestor justonebyte; or, on exact gradients and vectors, dadao,
+    /// one-byte-dadao, acid, gossip, monna
+    #[arg(long, default_value = "rumormill")]
+    pub algorithm: AlgorithmName,
+    /// Graph: complete, ring, line, star, grid, … (default: ring; complete for monna)
+    #[arg(long, conflicts_with = "topology")]
+    pub family: Option<Family>,
     /// Graph from a file: petgraph JSON, edge list, …
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
@@ -70,6 +75,81 @@ pub struct LocalArgs {
     /// What to train.
     #[command(flatten)]
     pub run: RunArgs,
+    /// What only the vector algorithms take.
+    #[command(flatten)]
+    pub vector: VectorArgs,
+}
+
+/// What the nodes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlgorithmName {
+    /// The record set: one-byte gradients along shared directions.
+    Rumormill,
+    /// *Just One Byte*: one-byte gradients along directions of each node's own, a barrier a round.
+    Justonebyte,
+    /// DADAO.
+    Dadao,
+    /// DADAO along shared directions, one byte each way an exchange.
+    OneByteDadao,
+    /// A2CiD2.
+    Acid,
+    /// Plain asynchronous pairwise averaging.
+    Gossip,
+    /// MoNNA.
+    Monna,
+}
+
+impl AlgorithmName {
+    const ALL: [AlgorithmName; 7] = [
+        AlgorithmName::Rumormill,
+        AlgorithmName::Justonebyte,
+        AlgorithmName::Dadao,
+        AlgorithmName::OneByteDadao,
+        AlgorithmName::Acid,
+        AlgorithmName::Gossip,
+        AlgorithmName::Monna,
+    ];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            AlgorithmName::Rumormill => "rumormill",
+            AlgorithmName::Justonebyte => "justonebyte",
+            AlgorithmName::Dadao => "dadao",
+            AlgorithmName::OneByteDadao => "one-byte-dadao",
+            AlgorithmName::Acid => "acid",
+            AlgorithmName::Gossip => "gossip",
+            AlgorithmName::Monna => "monna",
+        }
+    }
+
+    /// Whether it is DADAO in one of its forms.
+    pub fn is_dadao(self) -> bool {
+        matches!(self, AlgorithmName::Dadao | AlgorithmName::OneByteDadao)
+    }
+
+    /// Whether nodes agree on a record set, and so hold the identical model.
+    pub fn is_record_set(self) -> bool {
+        matches!(self, AlgorithmName::Rumormill | AlgorithmName::Justonebyte)
+    }
+}
+
+impl std::str::FromStr for AlgorithmName {
+    type Err = String;
+    fn from_str(name: &str) -> Result<AlgorithmName, String> {
+        let known = AlgorithmName::ALL;
+        known.into_iter().find(|algorithm| algorithm.name() == name).ok_or_else(|| {
+            let known: Vec<&str> = known.iter().map(|algorithm| algorithm.name()).collect();
+            format!("unknown algorithm '{name}' (known: {})", known.join(", "))
+        })
+    }
+}
+
+fn family(args: &LocalArgs) -> Family {
+    args.family.unwrap_or(match args.algorithm {
+        AlgorithmName::Monna => Family::Complete,
+        _ => Family::Ring,
+    })
 }
 
 /// The graph that the arguments ask for.
@@ -92,18 +172,17 @@ pub fn topology(args: &LocalArgs) -> Result<Topology> {
             if nodes == 0 {
                 crate::cli::usage("--nodes is 0, at least one node is needed".into())?;
             }
-            match generate(args.family, nodes, Parameters::default(), args.run.seed) {
+            let family = family(args);
+            match generate(family, nodes, Parameters::default(), args.run.seed) {
                 // A ring or grid of one or two nodes is what people mean by a small run.
                 Err(_) if nodes <= 2 => generate(Family::Line, nodes, Parameters::default(), 0)?,
-                made => {
-                    made.with_context(|| format!("--family {} --nodes {nodes}", args.family))?
-                }
+                made => made.with_context(|| format!("--family {family} --nodes {nodes}"))?,
             }
         }
     };
     topology.require_connected().with_context(|| match &args.topology {
         Some(path) => format!("topology {}", path.display()),
-        None => format!("--family {}", args.family),
+        None => format!("--family {}", family(args)),
     })?;
     if topology.node_count() > NODES_MAX {
         bail!(
@@ -166,6 +245,9 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
         crate::cli::usage("--timeout and --exchanges-per-round must be positive".into())?;
     }
     let topology = topology(args)?;
+    if !args.algorithm.is_record_set() {
+        return crate::vector::run(args, &topology);
+    }
     let identities: Vec<Identity> =
         (0..topology.node_count()).map(|index| identity(args.run.seed, index)).collect();
     let founders = Founders::Members(identities.iter().map(Identity::node_id).collect());
@@ -185,7 +267,8 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
             .context("cannot start the runtime")?;
         runtime.block_on(tasks(args, &topology, &shares, identities, prepared))?
     };
-    let summary = Summary::new(rounds, started.elapsed().as_secs_f64(), lines);
+    let name = args.algorithm.name();
+    let summary = Summary::new(name, rounds, started.elapsed().as_secs_f64(), lines);
     if args.json {
         crate::cli::print(&(serde_json::to_string(&summary)? + "\n"))?;
     } else {
@@ -194,7 +277,7 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
     for warning in summary.warnings() {
         eprintln!("warning: {warning}");
     }
-    Ok(if summary.agreement.identical { 0 } else { 3 })
+    Ok(if summary.agreement.identical == Some(true) { 0 } else { 3 })
 }
 
 fn announce(args: &LocalArgs, topology: &Topology, prepared: &Prepared) {

@@ -206,7 +206,7 @@ fn finish(args: &NodeArgs, outcome: &Outcome) -> Result<u8> {
             outcome.round,
             outcome.members,
             outcome.digest,
-            line.state_hash,
+            line.state_hash.as_deref().unwrap_or_default(),
             100.0 * line.accuracy,
             line.loss,
             line.probes

@@ -16,19 +16,21 @@ pub struct Spread {
     pub max: f64,
 }
 
-/// Do the honest nodes hold the identical model?
+/// Do the honest nodes hold the identical model? `None` for vector algorithms, which agree only in
+/// the limit.
 #[derive(Clone, Debug, Serialize)]
 pub struct Agreement {
     /// All digests and state hashes are equal, and the end is certified everywhere.
-    pub identical: bool,
+    pub identical: Option<bool>,
     /// Digest chain after the last height, of the first honest node.
-    pub digest: String,
+    pub digest: Option<String>,
     /// BLAKE3 of the parameters, of the first honest node.
-    pub state_hash: String,
+    pub state_hash: Option<String>,
 }
 
 /// Bytes on all links together, divided by the records that nodes accepted from others for the
 /// first time (abstentions and duplicates do not count). `None` when there was no such record.
+/// For vector algorithms: divided by the gradients of all nodes; no payload is told apart.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Wire {
     /// Bytes of the records themselves.
@@ -52,20 +54,23 @@ pub struct NodeLine {
     pub accuracy: f64,
     /// Mean held-out loss.
     pub loss: f64,
-    /// Probes measured.
+    /// Vector algorithms: mean loss over all training rows, with the model's penalty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub train_loss: Option<f64>,
+    /// Probes measured, or gradients made.
     pub probes: u64,
-    /// Rounds closed.
+    /// Rounds closed, or units of time.
     pub round: u64,
-    /// Digest chain.
-    pub digest: String,
-    /// BLAKE3 of the parameters.
-    pub state_hash: String,
+    /// Digest chain, of a record set.
+    pub digest: Option<String>,
+    /// BLAKE3 of the parameters, of a record set.
+    pub state_hash: Option<String>,
     /// Bytes of frames received.
     pub bytes_in: u64,
     /// Bytes of frames sent.
     pub bytes_out: u64,
-    /// The end is certified here.
-    pub certified: bool,
+    /// The end is certified here; `None` where nothing is.
+    pub certified: Option<bool>,
     /// Time without anything to measure, as a share of the run.
     pub idle_fraction: f64,
     /// Records of others accepted for the first time.
@@ -115,6 +120,8 @@ pub const REALISED_MIN: f64 = 0.85;
 /// The result of a run, as `local --json` prints it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
+    /// What the nodes ran.
+    pub algorithm: String,
     /// Nodes.
     pub nodes: usize,
     /// Nodes that were not told to misbehave.
@@ -131,6 +138,12 @@ pub struct Summary {
     pub loss: Loss,
     /// Whether they agree.
     pub agreement: Agreement,
+    /// Vector algorithms: the largest distance of a node's parameters from the mean of all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consensus_distance: Option<f64>,
+    /// Vector algorithms: exchanges of all edges together (MoNNA: half steps used).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exchanges: Option<u64>,
     /// Bytes per gradient.
     pub wire: Wire,
     /// Mean share of time without anything to measure.
@@ -184,13 +197,14 @@ impl NodeLine {
             faulty: false,
             accuracy: outcome.report.test.accuracy,
             loss: outcome.report.test.loss,
+            train_loss: None,
             probes: stats.probes,
             round: outcome.round,
-            digest: outcome.digest.clone(),
-            state_hash: hex(&outcome.report.state_hash),
+            digest: Some(outcome.digest.clone()),
+            state_hash: Some(hex(&outcome.report.state_hash)),
             bytes_in: stats.bytes_received,
             bytes_out: stats.bytes_sent,
-            certified: outcome.ending == Ending::Certified,
+            certified: Some(outcome.ending == Ending::Certified),
             idle_fraction: if running > 0.0 { (idle / running).min(1.0) } else { 0.0 },
             accepted: stats.accepted,
             accepted_bytes: stats.accepted_bytes,
@@ -212,21 +226,73 @@ impl NodeLine {
 }
 
 impl Summary {
-    /// Sums up the nodes of a run; at least one is honest.
-    pub fn new(rounds: u64, seconds: f64, per_node: Vec<NodeLine>) -> Summary {
+    /// Sums up the nodes of a record set's run; at least one is honest.
+    pub fn new(algorithm: &str, rounds: u64, seconds: f64, per_node: Vec<NodeLine>) -> Summary {
         let honest: Vec<&NodeLine> = per_node.iter().filter(|node| !node.faulty).collect();
         let first = honest.first().expect("a run has an honest node");
         let identical = honest.iter().all(|node| {
-            node.certified && node.digest == first.digest && node.state_hash == first.state_hash
+            let agrees = node.digest == first.digest && node.state_hash == first.state_hash;
+            node.certified == Some(true) && agrees
         });
+        let agreement = Agreement {
+            identical: Some(identical),
+            digest: first.digest.clone(),
+            state_hash: first.state_hash.clone(),
+        };
         let total = |of: fn(&NodeLine) -> u64| per_node.iter().map(of).sum::<u64>();
         let accepted = total(|node| node.accepted);
         let each = |bytes: u64| (accepted > 0).then(|| bytes as f64 / accepted as f64);
+        let wire = Wire {
+            payload_bytes_per_gradient: each(total(|node| node.accepted_bytes)),
+            application_bytes_per_gradient: each(total(|node| node.bytes_out)),
+            transport_bytes_per_gradient: each(total(|node| node.transport_bytes_out)),
+        };
+        Summary::with(algorithm, rounds, seconds, per_node, agreement, wire)
+    }
+
+    /// Sums up the nodes of a vector algorithm's run.
+    pub fn of_vectors(
+        algorithm: &str,
+        rounds: u64,
+        seconds: f64,
+        per_node: Vec<NodeLine>,
+        exchanges: u64,
+        consensus_distance: f64,
+    ) -> Summary {
+        let total = |of: fn(&NodeLine) -> u64| per_node.iter().map(of).sum::<u64>();
+        let gradients = total(|node| node.probes);
+        let each = |bytes: u64| (gradients > 0).then(|| bytes as f64 / gradients as f64);
+        let wire = Wire {
+            payload_bytes_per_gradient: None,
+            application_bytes_per_gradient: each(total(|node| node.bytes_out)),
+            transport_bytes_per_gradient: each(total(|node| node.transport_bytes_out)),
+        };
+        let agreement = Agreement { identical: None, digest: None, state_hash: None };
+        Summary {
+            consensus_distance: Some(consensus_distance),
+            exchanges: Some(exchanges),
+            ..Summary::with(algorithm, rounds, seconds, per_node, agreement, wire)
+        }
+    }
+
+    fn with(
+        algorithm: &str,
+        rounds: u64,
+        seconds: f64,
+        per_node: Vec<NodeLine>,
+        agreement: Agreement,
+        wire: Wire,
+    ) -> Summary {
+        let honest: Vec<&NodeLine> = per_node.iter().filter(|node| !node.faulty).collect();
+        let total = |of: fn(&NodeLine) -> u64| per_node.iter().map(of).sum::<u64>();
         let mean = |of: fn(&NodeLine) -> f64| {
             honest.iter().map(|node| of(node)).sum::<f64>() / honest.len() as f64
         };
         let accuracies = || honest.iter().map(|node| node.accuracy);
         Summary {
+            algorithm: algorithm.into(),
+            consensus_distance: None,
+            exchanges: None,
             nodes: per_node.len(),
             honest: honest.len(),
             rounds,
@@ -238,16 +304,8 @@ impl Summary {
                 max: accuracies().fold(f64::NEG_INFINITY, f64::max),
             },
             loss: Loss { mean: mean(|node| node.loss) },
-            agreement: Agreement {
-                identical,
-                digest: first.digest.clone(),
-                state_hash: first.state_hash.clone(),
-            },
-            wire: Wire {
-                payload_bytes_per_gradient: each(total(|node| node.accepted_bytes)),
-                application_bytes_per_gradient: each(total(|node| node.bytes_out)),
-                transport_bytes_per_gradient: each(total(|node| node.transport_bytes_out)),
-            },
+            agreement,
+            wire,
             idle_fraction: mean(|node| node.idle_fraction),
             edges: edge_lines(&per_node),
             per_node,
@@ -273,8 +331,7 @@ impl Summary {
         let worst = slow.first()?;
         Some(format!(
             "{} of {} edges realised less than {:.0} % of their rate, edge {}–{} {:.1} of {:.1} \
-             exchanges a second ({:.0} %): machines or links cannot keep up, choose a lower \
-             --edge-rate",
+             exchanges a second ({:.0} %): machines or links cannot keep up, choose a {}",
             slow.len(),
             self.edges.len(),
             100.0 * REALISED_MIN,
@@ -282,7 +339,8 @@ impl Summary {
             worst.b,
             worst.realised_per_s,
             worst.planned_per_s,
-            100.0 * share(worst)
+            100.0 * share(worst),
+            if self.exchanges.is_some() { "larger --unit-ms" } else { "lower --edge-rate" }
         ))
     }
 
@@ -299,21 +357,22 @@ impl Summary {
                 .skip(node.peer_id.chars().count().saturating_sub(12))
                 .collect();
             text += &format!(
-                "{:>4}  …{:<13} {:>7.2}% {:>8.4} {:>9} {:>10} {:>10}  {}{}\n",
+                "{:>4}  …{:<13} {:>7.2}% {:>8} {:>9} {:>10} {:>10}  {}{}\n",
                 node.index,
                 peer,
                 100.0 * node.accuracy,
-                node.loss,
+                finite(node.loss),
                 node.probes,
                 node.bytes_in,
                 node.bytes_out,
-                &node.digest[..16.min(node.digest.len())],
-                if node.certified { "" } else { "  (not certified)" },
+                node.digest.as_ref().map_or("-", |digest| &digest[..16.min(digest.len())]),
+                if node.certified == Some(false) { "  (not certified)" } else { "" },
             );
         }
         let rate = self.probes as f64 / self.seconds;
+        let what = if self.exchanges.is_some() { "gradients" } else { "probes" };
         text += &format!(
-            "\n{} rounds, {} probes in {:.1} s ({:.0} a second), {:.1} % of the time idle\n",
+            "\n{} rounds, {} {what} in {:.1} s ({:.0} a second), {:.1} % of the time idle\n",
             self.rounds,
             self.probes,
             self.seconds,
@@ -323,12 +382,41 @@ impl Summary {
         text + &self.verdict() + "\n"
     }
 
+    /// What a vector algorithm reached, in one line.
+    fn closeness(&self, distance: f64) -> String {
+        let diverged = self.per_node.iter().any(|node| node.out_of_range);
+        let early = self.per_node.iter().find(|node| !node.missing.is_empty());
+        let losses = self.per_node.iter().filter_map(|node| node.train_loss);
+        let worst = losses.fold(f64::NEG_INFINITY, f64::max);
+        let head = match (diverged, early) {
+            (true, _) => "DIVERGED: parameters are no longer finite".into(),
+            (_, Some(node)) => format!("UNFINISHED: node {} lacked {}", node.index, node.missing),
+            _ => format!(
+                "CLOSE to {distance:.3e}: the largest distance of a node from the mean of all {}; \
+                 training loss {worst:.6} at the worst node",
+                self.nodes
+            ),
+        };
+        let exchanges = self.exchanges.unwrap_or(0);
+        match (self.wire.application_bytes_per_gradient, self.wire.transport_bytes_per_gradient) {
+            (Some(application), Some(transport)) => format!(
+                "{head}; {exchanges} exchanges, {application:.0} bytes a gradient in frames, \
+                 {transport:.0} at the sockets"
+            ),
+            _ => head,
+        }
+    }
+
     /// One line: agreement and bytes.
     pub fn verdict(&self) -> String {
-        let agreement = if self.agreement.identical {
+        if let Some(distance) = self.consensus_distance {
+            return self.closeness(distance);
+        }
+        let agreement = if self.agreement.identical == Some(true) {
             format!("IDENTICAL: all {} honest nodes hold the same model bit for bit", self.honest)
         } else {
-            let missing = self.per_node.iter().find(|node| !node.certified && !node.faulty);
+            let missing =
+                self.per_node.iter().find(|node| node.certified != Some(true) && !node.faulty);
             let why = missing.map_or("their digests differ".into(), |node| {
                 format!("node {} still waited for {}", node.index, node.missing)
             });
@@ -347,4 +435,9 @@ impl Summary {
             _ => format!("{agreement}; nothing crossed a link"),
         }
     }
+}
+
+/// A number for a table; a dash where there is none.
+fn finite(value: f64) -> String {
+    if value.is_finite() { format!("{value:.4}") } else { "-".into() }
 }

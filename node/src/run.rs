@@ -41,7 +41,7 @@ pub struct RunArgs {
     /// How the training rows are held: `public` (every node has all), `iid`, `dirichlet:ALPHA`
     #[arg(long, default_value = "public")]
     pub shards: Shards,
-    /// Number of rounds (rounded up to whole heights)
+    /// Number of rounds (rounded up to whole heights); gradients a node for vector algorithms
     #[arg(long, conflicts_with = "seconds")]
     pub rounds: Option<u64>,
     /// Choose the number of rounds so that the run takes about this long on this machine
@@ -104,8 +104,7 @@ impl RunArgs {
     /// Loads the data, builds the base model, measures the scale of its projected gradients, and
     /// writes the manifest for these founders.
     pub fn prepare(&self, founders: Founders, cores: usize) -> Result<Prepared> {
-        let source = self.source();
-        let dataset = Arc::new(source.load(&look)?);
+        let dataset = Arc::new(self.load()?);
         let (objective, base) = model(&self.model, &dataset, self.seed)?;
         let redundancy =
             self.redundancy.unwrap_or(if self.selection == Rule::Mean { 1.0 } else { 3.0 });
@@ -160,6 +159,14 @@ impl RunArgs {
         manifest.check()?;
         let task = Task { objective, rows: None, population: dataset.train.rows(), base };
         Ok(Prepared { manifest, dataset, task, shards: self.shards, probe_s })
+    }
+
+    /// Loads the data set.
+    ///
+    /// # Errors
+    /// It cannot be read; the error names the file.
+    pub fn load(&self) -> Result<Dataset> {
+        Ok(self.source().load(&look)?)
     }
 
     fn source(&self) -> DataSource {

@@ -300,7 +300,8 @@ impl Peer {
         }
     }
 
-    /// For every neighbor: how often this end's clock fired and how many exchanges it completed.
+    /// For every neighbor: how often this end's clock fired, and how many exchanges were completed
+    /// that it began.
     pub fn edges(&self) -> Vec<(NodeId, u64, u64)> {
         match self {
             Peer::Pairwise(peer) => peer.edges(),

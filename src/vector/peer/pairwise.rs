@@ -246,10 +246,11 @@ impl Pairwise {
         self.stats
     }
 
-    /// For every neighbor: how often this end's clock fired and how many exchanges it completed.
+    /// For every neighbor: how often this end's clock fired, and how many exchanges were completed
+    /// that it began; zeros where the clock runs at the other end.
     pub fn edges(&self) -> Vec<(NodeId, u64, u64)> {
-        let lines = self.links.iter().map(|(node, link)| (*node, link.fired, link.completed));
-        lines.collect()
+        let begun = |link: &Link| if link.owns { link.completed } else { 0 };
+        self.links.iter().map(|(node, link)| (*node, link.fired, begun(link))).collect()
     }
 
     /// Whether this node and its neighbors are through, or have been waited for long enough.

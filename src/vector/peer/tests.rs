@@ -209,11 +209,10 @@ fn one_byte_dadao_sends_a_byte_where_dadao_sends_a_vector() {
     let mut network = Network::new(4, &edges, Algorithm::OneByteDadao(constants), 300.0);
     let error = network.run();
     assert!(error < 1e-6, "{error}");
-    for peer in &network.peers {
-        let edges: u64 = peer.edges().iter().map(|edge| edge.2).sum();
-        // A tag, a number of at most 3 bytes, a tag and the symbol.
-        assert!(peer.stats().bytes_sent <= 7 * edges + 200, "{:?} {edges}", peer.stats());
-    }
+    let sum = |of: fn(&Stats) -> u64| network.peers.iter().map(|p| of(&p.stats())).sum::<u64>();
+    let (exchanges, bytes) = (sum(|stats| stats.exchanges), sum(|stats| stats.bytes_sent));
+    // Each way a tag, a number of at most 3 bytes, a tag and the symbol; hello and farewell.
+    assert!(bytes <= 2 * 6 * exchanges + 8 * 40, "{bytes} {exchanges}");
 }
 
 #[test]
