@@ -19,11 +19,16 @@ use thiserror::Error;
 use crate::data::{Dataset, Table};
 pub use crate::params::TensorSpec;
 
+mod cnn;
 mod kernel;
+mod layer;
+mod linear;
 mod logistic;
 mod network;
 mod spectrum;
 
+pub use cnn::Cnn;
+pub use linear::Linear;
 pub use logistic::Logistic;
 pub use network::Network;
 
@@ -59,9 +64,9 @@ pub trait Objective: Send + Sync {
     /// The mean loss over rows of the training table, and its gradient, written to `out`.
     ///
     /// The loss is in nats and includes the model's penalty. Where a rectifier has no derivative,
-    /// that of its flat side is taken. The linear models compute in `f64` throughout, so that an
-    /// optimum can be approached to the last digits; the others in `f32`, with sums of rows in
-    /// `f64`. Which it is, the model's documentation says.
+    /// that of its flat side is taken. [`Logistic`] and [`Linear`] compute in `f64` throughout, so
+    /// that an optimum can be approached to the last digits; the others in `f32`, with the sums of
+    /// blocks of rows in `f64`.
     ///
     /// # Panics
     /// If `params` or `out` is not as long as the tensors together, the batch is empty or a row too
@@ -136,6 +141,10 @@ pub struct Scratch {
     deltas: [Vec<f32>; 2],
     /// The slopes of a block's loss by a layer's parameters.
     slopes: Vec<f32>,
+    /// A layer's biases and outputs where a gradient is computed in `f64`.
+    wide: [Vec<f64>; 2],
+    /// Images on their way through convolutions.
+    images: cnn::Buffers,
 }
 
 /// The name of a model.
@@ -153,6 +162,14 @@ pub enum ModelSpec {
         /// Whether there is a bias; it has no penalty.
         bias: bool,
     },
+    /// `linear`, or `linear:L2` with a penalty of `L2/2 · |weights|²`: least squares onto the
+    /// classes.
+    Linear {
+        /// The penalty's factor, at least zero.
+        l2: f64,
+    },
+    /// `cnn`: two convolutions and two layers, for square images.
+    Cnn,
     /// `mlp:H[,H2…]`: hidden layers of these sizes with rectified units, then softmax.
     Mlp {
         /// The sizes, first hidden layer first.
@@ -169,11 +186,14 @@ pub const DEPTH_MAX: usize = 8;
 /// The largest number of parameters: 1 GiB as `f32`.
 pub const PARAMETERS_MAX: usize = 1 << 28;
 
+/// The names of models, for messages.
+const KNOWN: &str = "softmax, linear[:L2], logistic[:L2[:no-bias]], mlp:H[,H2…] and cnn";
+
 /// Why a text names no model.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ModelSpecError {
     /// Another word.
-    #[error("unknown model {0:?}; known are softmax, logistic[:L2[:no-bias]] and mlp:H[,H2…]")]
+    #[error("unknown model {0:?}; known are {KNOWN}")]
     Unknown(String),
     /// A hidden layer of no possible size.
     #[error("hidden layer size {0:?} is not a number from 1 to {HIDDEN_MAX}")]
@@ -182,7 +202,7 @@ pub enum ModelSpecError {
     #[error("{0} hidden layers; at most {DEPTH_MAX} are supported")]
     Depth(usize),
     /// A penalty that is none.
-    #[error("penalty {0:?} of the logistic model is not a number from 0 on")]
+    #[error("penalty {0:?} is not a number from 0 on")]
     Penalty(String),
 }
 
@@ -196,6 +216,9 @@ impl FromStr for ModelSpec {
         };
         match (word, rest) {
             ("softmax", None) => Ok(ModelSpec::Softmax),
+            ("cnn", None) => Ok(ModelSpec::Cnn),
+            ("linear", None) => Ok(ModelSpec::Linear { l2: 0.0 }),
+            ("linear", Some(l2)) => Ok(ModelSpec::Linear { l2: penalty(l2)? }),
             ("logistic", None) => Ok(ModelSpec::Logistic { l2: 0.0, bias: true }),
             ("logistic", Some(rest)) => match rest.split_once(':') {
                 None => Ok(ModelSpec::Logistic { l2: penalty(rest)?, bias: true }),
@@ -229,6 +252,9 @@ impl fmt::Display for ModelSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ModelSpec::Softmax => f.write_str("softmax"),
+            ModelSpec::Cnn => f.write_str("cnn"),
+            ModelSpec::Linear { l2: 0.0 } => f.write_str("linear"),
+            ModelSpec::Linear { l2 } => write!(f, "linear:{l2:?}"),
             ModelSpec::Logistic { l2: 0.0, bias: true } => f.write_str("logistic"),
             ModelSpec::Logistic { l2, bias: true } => write!(f, "logistic:{l2:?}"),
             ModelSpec::Logistic { l2, bias: false } => write!(f, "logistic:{l2:?}:no-bias"),
@@ -249,6 +275,12 @@ pub enum BuildError {
     /// The logistic model tells two classes apart.
     #[error("the logistic model needs 2 classes, the data have {0}; use softmax")]
     Classes(usize),
+    /// The convolutional model sees images, and halves them twice.
+    #[error(
+        "the cnn model needs square images of 16, 20, 24 … pixels a side, the data have {0} \
+         features; use mlp:H"
+    )]
+    Images(usize),
     /// A model beyond [`PARAMETERS_MAX`].
     #[error("the model has {0} parameters; at most {PARAMETERS_MAX} are supported")]
     Parameters(usize),
@@ -257,11 +289,16 @@ pub enum BuildError {
 /// The objective of a model on a data set.
 ///
 /// # Errors
-/// If the model does not fit the number of classes, or is too large.
+/// If the model does not fit the number of classes or features, or is too large.
 pub fn build(spec: &ModelSpec, dataset: Arc<Dataset>) -> Result<Box<dyn Objective>, BuildError> {
     let objective: Box<dyn Objective> = match spec {
         ModelSpec::Softmax => Box::new(Network::new(dataset, &[])),
         ModelSpec::Mlp { hidden } => Box::new(Network::new(dataset, hidden)),
+        ModelSpec::Linear { l2 } => Box::new(Linear::new(dataset, *l2)),
+        ModelSpec::Cnn => {
+            let features = dataset.features;
+            Box::new(Cnn::new(dataset).ok_or(BuildError::Images(features))?)
+        }
         ModelSpec::Logistic { .. } if dataset.classes != 2 => {
             return Err(BuildError::Classes(dataset.classes));
         }
@@ -290,12 +327,25 @@ mod tests {
             "logistic:0.001",
             "logistic:0.01:no-bias",
             "logistic:0.0:no-bias",
+            "linear",
+            "linear:0.5",
+            "cnn",
             "mlp:32",
             "mlp:64,32,1",
         ] {
             assert_eq!(name.parse::<ModelSpec>().unwrap().to_string(), name);
         }
         assert_eq!("logistic:1e-3".parse(), Ok(ModelSpec::Logistic { l2: 1e-3, bias: true }));
+    }
+
+    #[test]
+    fn models_that_do_not_fit_the_data_are_refused() {
+        let raw = crate::data::csv::parse(b"1,2,a\n1,3,b\n4,1,c\n").unwrap();
+        let dataset = Arc::new(Dataset::assemble("three", raw.clone(), Some(raw)).unwrap());
+        let error = |model: &str| build(&model.parse().unwrap(), dataset.clone()).err();
+        assert_eq!(error("logistic:1:no-bias"), Some(BuildError::Classes(3)));
+        assert_eq!(error("cnn"), Some(BuildError::Images(2)));
+        assert_eq!(error("linear:1"), None);
     }
 
     #[test]
@@ -309,7 +359,10 @@ mod tests {
         }
         assert_eq!(error("mlp:1,1,1,1,1,1,1,1,1"), ModelSpecError::Depth(9));
         for l2 in ["-1", "nan", "inf"] {
-            assert_eq!(error(&format!("logistic:{l2}")), ModelSpecError::Penalty(l2.to_owned()));
+            for model in ["logistic", "linear"] {
+                let error = error(&format!("{model}:{l2}"));
+                assert_eq!(error, ModelSpecError::Penalty(l2.to_owned()));
+            }
         }
     }
 }

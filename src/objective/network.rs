@@ -13,9 +13,7 @@
 
 use std::sync::Arc;
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2};
-
+use super::layer::{self, Layer};
 use super::{Evaluation, Objective, Scratch, Split, TensorSpec, kernel, spectrum};
 use crate::data::{Dataset, Features};
 use crate::sample::KeyedRng;
@@ -28,29 +26,6 @@ const BLOCK_ROWS: usize = 256;
 pub struct Network {
     dataset: Arc<Dataset>,
     layers: Vec<Layer>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Layer {
-    inputs: usize,
-    outputs: usize,
-    // Where the weights begin in the flat parameters; the biases follow them.
-    offset: usize,
-}
-
-impl Layer {
-    fn len(&self) -> usize {
-        (self.inputs + 1) * self.outputs
-    }
-
-    fn weights<'a>(&self, params: &'a [f32]) -> &'a [f32] {
-        &params[self.offset..self.offset + self.inputs * self.outputs]
-    }
-
-    fn bias<'a>(&self, params: &'a [f32]) -> &'a [f32] {
-        let start = self.offset + self.inputs * self.outputs;
-        &params[start..start + self.outputs]
-    }
 }
 
 impl Network {
@@ -68,8 +43,7 @@ impl Network {
 
     fn check_len(&self, len: usize) {
         let last = self.layers.last().expect("a network has a last layer");
-        let dim = last.offset + last.len();
-        assert_eq!(len, dim, "the parameters of all tensors together");
+        assert_eq!(len, last.end(), "the parameters of all tensors together");
     }
 
     /// Writes the rectified outputs of every hidden layer to `scratch.hidden`, and the logits
@@ -95,19 +69,20 @@ impl Network {
                 for (&row, out) in rows.iter().zip(block[0].chunks_exact_mut(first.inputs)) {
                     features.write_row(row as usize, out);
                 }
-                forward_block(first, params, &block[0], &mut hidden[0], rows.len());
+                first.forward(params, &block[0], &mut hidden[0], rows.len());
             }
         }
         for index in 1..self.layers.len() {
             let (before, after) = hidden.split_at_mut(index);
             let inputs = &mut before[index - 1];
-            rectify(inputs);
-            forward_block(&self.layers[index], params, inputs, &mut after[0], rows.len());
+            layer::rectify(inputs);
+            self.layers[index].forward(params, inputs, &mut after[0], rows.len());
         }
     }
 
-    /// Adds the slopes of the rows' losses, whose slopes by the logits are in `scratch.deltas`.
-    fn backward_rows(&self, rows: &[u32], out: &mut [f64], scratch: &mut Scratch) {
+    /// Adds `share` of the slopes of the rows' losses, whose slopes by the logits are in
+    /// `scratch.deltas`.
+    fn backward_rows(&self, rows: &[u32], share: f64, out: &mut [f64], scratch: &mut Scratch) {
         let features = &self.dataset.train.features;
         let Scratch { inputs, block, params, hidden, deltas, slopes, .. } = scratch;
         let [deltas, deltas_inputs] = deltas;
@@ -115,9 +90,7 @@ impl Network {
             slopes.clear();
             slopes.resize(layer.len(), 0.0);
             let (weight_slopes, bias_slopes) = slopes.split_at_mut(layer.inputs * layer.outputs);
-            for row in deltas.chunks_exact(layer.outputs) {
-                bias_slopes.iter_mut().zip(row).for_each(|(sum, delta)| *sum += delta);
-            }
+            layer.add_bias_slopes(deltas, bias_slopes);
             match features {
                 Features::U8 { .. } if index == 0 => {
                     for (&row, deltas) in rows.iter().zip(deltas.chunks_exact(layer.outputs)) {
@@ -127,26 +100,17 @@ impl Network {
                 }
                 _ => {
                     let inputs = if index == 0 { &block[0] } else { &hidden[index - 1] };
-                    let inputs = matrix(rows.len(), layer.inputs, inputs);
-                    let deltas = matrix(rows.len(), layer.outputs, deltas);
-                    let mut slopes = matrix_mut(layer.inputs, layer.outputs, weight_slopes);
-                    general_mat_mul(1.0, &inputs.t(), &deltas, 0.0, &mut slopes);
+                    layer.add_weight_slopes(inputs, deltas, weight_slopes, rows.len());
                 }
             }
             let offset = if index == 0 { features.offset() } else { 0.0 };
             let out = &mut out[layer.offset..][..layer.len()];
             let (out_weights, out_bias) = out.split_at_mut(weight_slopes.len());
-            add_slopes(weight_slopes, offset, bias_slopes, out_weights);
-            out_bias.iter_mut().zip(&*bias_slopes).for_each(|(out, &sum)| *out += f64::from(sum));
+            add_slopes(weight_slopes, offset, bias_slopes, share, out_weights);
+            add_slopes(bias_slopes, 0.0, bias_slopes, share, out_bias);
             if index > 0 {
-                deltas_inputs.resize(rows.len() * layer.inputs, 0.0);
-                let weights = matrix(layer.inputs, layer.outputs, layer.weights(params));
-                let before = matrix(rows.len(), layer.outputs, deltas);
-                let mut after = matrix_mut(rows.len(), layer.inputs, deltas_inputs);
-                general_mat_mul(1.0, &before, &weights.t(), 0.0, &mut after);
-                for (delta, &input) in deltas_inputs.iter_mut().zip(&hidden[index - 1]) {
-                    *delta = if input == 0.0 { 0.0 } else { *delta };
-                }
+                layer.backward(params, deltas, deltas_inputs, rows.len());
+                layer::rectify_slopes(deltas_inputs, &hidden[index - 1]);
                 std::mem::swap(deltas, deltas_inputs);
             }
         }
@@ -212,8 +176,8 @@ impl Objective for Network {
                 forward(layer, minus, &mut scratch.inputs_minus, outputs_minus);
             }
             let class = usize::from(table.labels[row]);
-            sum_plus += f64::from(cross_entropy(outputs, class));
-            sum_minus += f64::from(cross_entropy(outputs_minus, class));
+            sum_plus += f64::from(layer::cross_entropy(outputs, class));
+            sum_minus += f64::from(layer::cross_entropy(outputs_minus, class));
         }
         let count = batch.len() as f64;
         ((sum_plus / count) as f32, (sum_minus / count) as f32)
@@ -232,14 +196,14 @@ impl Objective for Network {
             }
             for (index, layer) in self.layers.iter().enumerate() {
                 if index > 0 {
-                    rectify(inputs);
+                    layer::rectify(inputs);
                 }
-                forward_block(layer, params, inputs, outputs, labels.len());
+                layer.forward(params, inputs, outputs, labels.len());
                 std::mem::swap(inputs, outputs);
             }
             for (logits, &class) in inputs.chunks_exact(self.dataset.classes).zip(labels) {
-                loss += f64::from(cross_entropy(logits, usize::from(class)));
-                correct += usize::from(is_largest(logits, usize::from(class)));
+                loss += f64::from(layer::cross_entropy(logits, usize::from(class)));
+                correct += usize::from(layer::is_largest(logits, usize::from(class)));
             }
         }
         let count = table.rows();
@@ -260,7 +224,7 @@ impl Objective for Network {
         scratch.params.clear();
         scratch.params.extend(params.iter().map(|&param| param as f32));
         out.fill(0.0);
-        let mut loss = 0.0;
+        let (mut loss, count) = (0.0, batch.len() as f64);
         for rows in batch.chunks(BLOCK_ROWS) {
             self.forward_rows(rows, scratch);
             let logits = scratch.hidden.last().expect("a network has a last layer");
@@ -268,13 +232,11 @@ impl Objective for Network {
             let deltas = scratch.deltas[0].chunks_exact_mut(self.dataset.classes);
             for (&row, deltas) in rows.iter().zip(deltas) {
                 let class = usize::from(self.dataset.train.labels[row as usize]);
-                loss += f64::from(cross_entropy(deltas, class));
-                softmax_slopes(deltas, class);
+                loss += f64::from(layer::cross_entropy(deltas, class));
+                layer::softmax_slopes(deltas, class);
             }
-            self.backward_rows(rows, out, scratch);
+            self.backward_rows(rows, 1.0 / count, out, scratch);
         }
-        let count = batch.len() as f64;
-        out.iter_mut().for_each(|slope| *slope /= count);
         loss / count
     }
 
@@ -294,65 +256,15 @@ fn forward(layer: &Layer, params: &[f32], inputs: &mut kernel::Sparse, outputs: 
     kernel::add_rows(inputs, layer.weights(params), outputs);
 }
 
-/// Applies a layer to `rows` rows of inputs.
-fn forward_block(
-    layer: &Layer,
-    params: &[f32],
-    inputs: &[f32],
-    outputs: &mut Vec<f32>,
-    rows: usize,
-) {
-    outputs.clear();
-    (0..rows).for_each(|_| outputs.extend_from_slice(layer.bias(params)));
-    let inputs = matrix(rows, layer.inputs, inputs);
-    let weights = matrix(layer.inputs, layer.outputs, layer.weights(params));
-    let mut outputs = matrix_mut(rows, layer.outputs, outputs);
-    general_mat_mul(1.0, &inputs, &weights, 1.0, &mut outputs);
-}
-
-fn matrix(rows: usize, columns: usize, values: &[f32]) -> ArrayView2<'_, f32> {
-    ArrayView2::from_shape((rows, columns), values).expect("the length is rows times columns")
-}
-
-fn matrix_mut(rows: usize, columns: usize, values: &mut [f32]) -> ArrayViewMut2<'_, f32> {
-    ArrayViewMut2::from_shape((rows, columns), values).expect("the length is rows times columns")
-}
-
-/// Written so that NaN stays.
-fn rectify(values: &mut [f32]) {
-    values.iter_mut().for_each(|h| *h = if *h <= 0.0 { 0.0 } else { *h });
-}
-
-/// Adds a block's slopes by the weights, and what the features' common offset adds to each row.
-fn add_slopes(slopes: &[f32], offset: f32, bias_slopes: &[f32], out: &mut [f64]) {
+/// Adds a share of a block's slopes by the weights, with what the features' common offset adds to
+/// each row.
+fn add_slopes(slopes: &[f32], offset: f32, bias_slopes: &[f32], share: f64, out: &mut [f64]) {
     let rows = out.chunks_exact_mut(bias_slopes.len());
     for (out, slopes) in rows.zip(slopes.chunks_exact(bias_slopes.len())) {
         for ((out, &slope), &bias) in out.iter_mut().zip(slopes).zip(bias_slopes) {
-            *out += f64::from(slope + offset * bias);
+            *out += share * f64::from(slope + offset * bias);
         }
     }
-}
-
-/// Replaces logits by the slopes of the cross entropy: `exp(logit) / Σ exp(logits) − [class]`.
-fn softmax_slopes(logits: &mut [f32], class: usize) {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));
-    logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exp());
-    let sum: f32 = logits.iter().sum();
-    logits.iter_mut().for_each(|share| *share /= sum);
-    logits[class] -= 1.0;
-}
-
-/// `ln Σ exp(logits) − logits[class]`, shifted by the largest logit so that none overflows.
-fn cross_entropy(logits: &[f32], class: usize) -> f32 {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));
-    let sum: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    sum.ln() + (largest - logits[class])
-}
-
-/// Whether the class has the largest logit, and the first of equal ones.
-fn is_largest(logits: &[f32], class: usize) -> bool {
-    let before = logits[..class].iter().all(|&logit| logit < logits[class]);
-    before && logits[class + 1..].iter().all(|&logit| logit <= logits[class])
 }
 
 #[cfg(test)]

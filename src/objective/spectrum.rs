@@ -50,6 +50,21 @@ pub(super) fn largest(table: &Table, rows: &[u32], bias: bool, scratch: &mut Scr
     SAFETY * estimate
 }
 
+/// The square of the mean row's norm.
+///
+/// # Panics
+/// If there are no rows, or one is too large.
+pub(super) fn mean_square(table: &Table, rows: &[u32], scratch: &mut Scratch) -> f64 {
+    assert!(!rows.is_empty(), "a mean needs rows");
+    // The second moments of the features with the constant are their means.
+    let columns = table.features.columns();
+    let mut constant = vec![0.0; columns + 1];
+    constant[columns] = 1.0;
+    let mut means = vec![0.0; columns + 1];
+    second_moments(table, rows, &constant, &mut means, scratch);
+    means[..columns].iter().map(|mean| mean * mean).sum()
+}
+
 /// Writes `XᵀXv / m`.
 fn second_moments(
     table: &Table,
