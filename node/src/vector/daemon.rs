@@ -213,7 +213,7 @@ impl VectorDaemon {
         let edges = edges.filter_map(|(node, fired, done)| Some((peer_of(node)?, fired, done)));
         let edges = edges.collect();
         let peer_id = self.network.local_peer_id();
-        let time = self.peer.time(self.now());
+        let time = self.peer.time();
         let (_, counters) = self.network.close(CLOSE_WAIT).await;
         Outcome {
             peer_id,
@@ -233,7 +233,7 @@ impl VectorDaemon {
         }
         self.progressed = Instant::now();
         let x = if self.shows_x { self.peer.x().to_vec() } else { Vec::new() };
-        let time = self.peer.time(self.now());
+        let time = self.peer.time();
         self.progress.send_replace(Progress { time, stats: self.peer.stats(), x });
     }
 

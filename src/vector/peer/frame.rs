@@ -77,8 +77,10 @@ pub(super) enum Frame {
     Answer { number: u64, body: Body },
     /// A half step of a round.
     HalfStep { round: u64, body: Body },
-    /// The sender makes no more gradients and begins no more exchanges.
+    /// The sender has reached the end of the run.
     Done,
+    /// The sender makes no more gradients and begins no more exchanges.
+    Left,
 }
 
 /// What an exchange carries.

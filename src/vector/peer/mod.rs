@@ -88,7 +88,8 @@ pub struct Settings {
     pub edges: BTreeMap<NodeId, f64>,
     /// The algorithm.
     pub algorithm: Algorithm,
-    /// The unit of time: the mean interval of one node's gradient clock.
+    /// The unit of time, the mean interval of one node's gradient clock, lasts this long on the wall
+    /// where compute and links keep up.
     pub unit: Time,
     /// Units of time (pairwise) or rounds (MoNNA) after which no more gradients are made.
     pub duration: f64,
@@ -284,10 +285,10 @@ impl Peer {
         }
     }
 
-    /// Units of time since the start, at most the duration.
-    pub fn time(&self, now: Time) -> f64 {
+    /// Units of time since the start, or rounds; at most the duration.
+    pub fn time(&self) -> f64 {
         match self {
-            Peer::Pairwise(peer) => peer.time(now),
+            Peer::Pairwise(peer) => peer.time(),
             Peer::Rounds(peer) => peer.round() as f64,
         }
     }

@@ -17,6 +17,12 @@
 //!
 //! A gradient takes time too: the residual belongs to the state when it was asked for, the jump is
 //! made when it comes back.
+//!
+//! **Time is algorithmic.** A unit lasts so long on the wall, but a node's time stands still while an
+//! event is due that compute or a link cannot take yet. So a machine that is too slow makes the run
+//! longer, never another one: rates per unit of time are kept, and with them the conditions under
+//! which DADAO converges. (With a clock tied to the wall, a loaded machine lost a third of its edge
+//! events and a run diverged.) A node that has reached the end goes on until its neighbors have too.
 
 use std::collections::BTreeMap;
 
@@ -29,9 +35,12 @@ use crate::time::Time;
 use crate::vector::onebyte::{self, Stream, TrackedLb8};
 use crate::vector::{acid, dadao};
 
-/// Events of one clock that may wait because compute or a link is behind. Beyond it they are
-/// dropped: the realised rate is then below the planned one, and is reported.
-const BACKLOG_MAX: u32 = 16;
+/// Events of an edge's clock that are made up for when a link comes back.
+const BACKLOG_MAX: u32 = 4;
+
+/// An exchange that takes longer no longer holds up this node's time: a peer that does not answer
+/// must not stop the others.
+const ANSWER_MAX: Time = Time::from_millis(2_000);
 
 /// Edge events over which the realised rate is judged.
 const RATE_EVENTS: f64 = 400.0;
@@ -59,14 +68,20 @@ struct Link {
     /// Whether this end runs the clock.
     owns: bool,
     clock: PoissonClock,
+    /// When it fires next, in algorithm time.
     due: Time,
     connected: bool,
     greeted: bool,
+    /// The neighbor has reached the end.
     done: bool,
+    /// The neighbor's clocks have stopped.
+    left: bool,
     /// Clock events that wait for the exchange under way.
     backlog: u32,
     /// The exchange under way: its number, what this end offered and the frame.
     offered: Option<(u64, Offered, Vec<u8>)>,
+    /// When that began.
+    offered_at: Time,
     /// When the offer is sent again although the link did not break.
     again_at: Option<Time>,
     /// The last exchange that was answered, and the answer.
@@ -99,14 +114,21 @@ pub struct Pairwise {
     machine: Machine,
     links: BTreeMap<NodeId, Link>,
     clock: PoissonClock,
+    /// When the gradient clock fires next, in algorithm time.
     gradient_due: Time,
-    gradient_backlog: u32,
+    /// It has fired, and the gradient has not been asked for yet.
+    gradient_waits: bool,
     gradient_number: u64,
     asked: Option<Asked>,
+    /// Algorithm time, one second a unit, as of `seen`.
+    time: Time,
+    seen: Time,
     began: Option<Time>,
     started: Option<Time>,
-    finished: Option<Time>,
-    announced: bool,
+    /// When the end was reached.
+    reached: Option<Time>,
+    /// When the clocks stopped.
+    stopped: Option<Time>,
     diverged: bool,
     guard: Option<dadao::RateGuard>,
     stats: Stats,
@@ -147,8 +169,10 @@ impl Pairwise {
                 connected: false,
                 greeted: false,
                 done: false,
+                left: false,
                 backlog: 0,
                 offered: None,
+                offered_at: Time::ZERO,
                 again_at: None,
                 answered: (0, Vec::new()),
                 track: one_byte.then(|| onebyte::Link::new(dim, codec)),
@@ -169,13 +193,15 @@ impl Pairwise {
             links: links.collect(),
             clock: PoissonClock::new(&settings.clock_seed, 0),
             gradient_due: Time(u64::MAX),
-            gradient_backlog: 0,
+            gradient_waits: false,
             gradient_number: 0,
             asked: None,
+            time: Time::ZERO,
+            seen: Time::ZERO,
             began: None,
             started: None,
-            finished: None,
-            announced: false,
+            reached: None,
+            stopped: None,
             diverged: false,
             guard: None,
             stats: Stats::default(),
@@ -200,7 +226,7 @@ impl Pairwise {
             }
             Input::Frame { from, bytes } => {
                 self.stats.bytes_received += bytes.len() as u64;
-                if let Err(offence) = self.on_frame(from, &bytes, now, out) {
+                if let Err(offence) = self.on_frame(from, &bytes, out) {
                     self.stats.offences += 1;
                     out.push(Output::Misbehaved { peer: from, offence });
                 }
@@ -208,22 +234,53 @@ impl Pairwise {
             Input::Gradient(gradient) => self.on_gradient(gradient, now, out),
         }
         self.start(now, out);
-        self.fire(now, out);
-        self.ask(now, out);
+        self.run_clocks(now, out);
+        self.send_again(now, out);
         self.finish(now, out);
     }
 
     /// See [`Peer::deadline`](super::Peer::deadline).
     pub fn deadline(&self) -> Option<Time> {
-        let Some(started) = self.started else { return self.began.map(|began| began + PATIENCE) };
-        if let Some(finished) = self.finished {
-            let again = self.links.values().filter_map(|link| link.again_at);
-            return again.chain([finished + PATIENCE]).min();
-        }
+        let Some(_) = self.started else { return self.began.map(|began| began + PATIENCE) };
         let links = self.links.values();
-        let edges = links.flat_map(|link| [Some(link.due), link.again_at]).flatten();
-        let end = Time::from_secs_f64(self.duration * self.unit.as_secs_f64());
-        edges.chain([self.gradient_due, started + end]).min()
+        let again = links.clone().filter_map(|link| link.again_at);
+        let ends = [self.stopped, self.reached].into_iter().flatten().map(|at| at + PATIENCE);
+        let clocks =
+            (self.stopped.is_none() && !self.diverged).then(|| match self.is_behind(self.seen) {
+                // Time stands still: what is waited for wakes this node, or it is waited no longer.
+                true => links
+                    .filter(|link| link.offered.is_some())
+                    .map(|l| l.offered_at + ANSWER_MAX)
+                    .min(),
+                false => {
+                    let span = self.next_due().min(self.end()).since(self.time).as_secs_f64();
+                    Some(self.seen + Time::from_secs_f64(span * self.unit.as_secs_f64()))
+                }
+            });
+        again.chain(ends.min()).chain(clocks.flatten()).min()
+    }
+
+    /// The algorithm time at which the run is over.
+    fn end(&self) -> Time {
+        match self.reached {
+            None => Time::from_secs_f64(self.duration),
+            Some(_) => Time(u64::MAX),
+        }
+    }
+
+    /// When the next clock fires, in algorithm time.
+    fn next_due(&self) -> Time {
+        let edges = self.links.values().map(|link| link.due);
+        edges.chain([self.gradient_due]).min().expect("there is a gradient clock")
+    }
+
+    /// Whether an event is due that cannot be taken yet.
+    fn is_behind(&self, now: Time) -> bool {
+        let waits = |link: &Link| {
+            let fresh = now.since(link.offered_at) < ANSWER_MAX;
+            link.greeted && link.backlog > 0 && link.offered.is_some() && fresh
+        };
+        self.gradient_waits || self.links.values().any(waits)
     }
 
     /// The parameters as of the last event.
@@ -236,9 +293,8 @@ impl Pairwise {
     }
 
     /// Units of time since the start, at most the duration.
-    pub fn time(&self, now: Time) -> f64 {
-        let Some(started) = self.started else { return 0.0 };
-        (now.since(started).as_secs_f64() / self.unit.as_secs_f64()).min(self.duration)
+    pub fn time(&self) -> f64 {
+        self.time.as_secs_f64().min(self.duration)
     }
 
     /// Numbers so far.
@@ -255,19 +311,13 @@ impl Pairwise {
 
     /// Whether this node and its neighbors are through, or have been waited for long enough.
     pub fn is_done(&self, now: Time) -> bool {
-        let Some(finished) = self.finished else { return false };
-        let all = self.links.values().all(|link| link.done && link.offered.is_none());
-        all || now.since(finished) >= PATIENCE
+        let Some(stopped) = self.stopped else { return false };
+        self.links.values().all(|link| link.left) || now.since(stopped) >= PATIENCE
     }
 
     /// Whether a number ceased to be finite.
     pub fn has_diverged(&self) -> bool {
         self.diverged
-    }
-
-    /// The algorithm's time, one second a unit; it stands still after the end.
-    fn algorithm_time(&self, now: Time) -> Time {
-        Time::from_secs_f64(self.time(now))
     }
 
     fn send(&mut self, to: NodeId, bytes: Vec<u8>, out: &mut Vec<Output>) {
@@ -285,8 +335,11 @@ impl Pairwise {
         if let Some(offer) = offer {
             self.send(peer, offer, out);
         }
-        if self.announced {
+        if self.reached.is_some() {
             self.send(peer, Frame::Done.encode(), out);
+        }
+        if self.stopped.is_some() {
+            self.send(peer, Frame::Left.encode(), out);
         }
     }
 
@@ -294,7 +347,6 @@ impl Pairwise {
         &mut self,
         from: NodeId,
         bytes: &[u8],
-        now: Time,
         out: &mut Vec<Output>,
     ) -> Result<(), String> {
         let frame = Frame::decode(bytes).map_err(|error| error.to_string())?;
@@ -311,10 +363,14 @@ impl Pairwise {
             }
             _ if !link.greeted => Err("speaks before its hello".into()),
             Frame::Offer { .. } | Frame::Answer { .. } if self.diverged => Ok(()),
-            Frame::Offer { number, body } => self.on_offer(from, number, body, now, out),
-            Frame::Answer { number, body } => self.on_answer(from, number, body, now),
+            Frame::Offer { number, body } => self.on_offer(from, number, body, out),
+            Frame::Answer { number, body } => self.on_answer(from, number, body, out),
             Frame::Done => {
                 link.done = true;
+                Ok(())
+            }
+            Frame::Left => {
+                (link.done, link.left) = (true, true);
                 Ok(())
             }
             Frame::HalfStep { .. } => Err("a half step in an algorithm without rounds".into()),
@@ -327,7 +383,6 @@ impl Pairwise {
         from: NodeId,
         number: u64,
         body: Body,
-        now: Time,
         out: &mut Vec<Output>,
     ) -> Result<(), String> {
         let link = &self.links[&from];
@@ -343,14 +398,13 @@ impl Pairwise {
             return Err(format!("exchange {number} after {}", link.answered.0));
         }
         let offered = self.read(body)?;
-        // A node that has not started holds its start: its time is zero.
-        let (body, own) = self.message(from, number, now);
-        self.jump(from, number, &own, &offered, now);
+        let (body, own) = self.message(from, number);
+        self.jump(from, number, &own, &offered);
         let answer = Frame::Answer { number, body }.encode();
         let link = self.links.get_mut(&from).expect("the link was there");
         link.answered = (number, answer.clone());
         link.completed += 1;
-        self.count_edge(now, out);
+        self.count_edge(out);
         self.send(from, answer, out);
         Ok(())
     }
@@ -361,7 +415,7 @@ impl Pairwise {
         from: NodeId,
         number: u64,
         body: Body,
-        now: Time,
+        out: &mut Vec<Output>,
     ) -> Result<(), String> {
         let answered = self.read(body)?;
         let link = self.links.get_mut(&from).expect("the link was there");
@@ -370,7 +424,8 @@ impl Pairwise {
                 link.completed += 1;
                 link.again_at = None;
                 self.stats.exchanges += 1;
-                self.jump(from, number, &own, &answered, now);
+                self.jump(from, number, &own, &answered);
+                self.begin(out);
                 Ok(())
             }
             // The answer to an offer that was sent twice.
@@ -401,8 +456,8 @@ impl Pairwise {
     }
 
     /// This end's part of an exchange: as sent, and as both ends count with it.
-    fn message(&mut self, peer: NodeId, number: u64, now: Time) -> (Body, Offered) {
-        let time = self.algorithm_time(now);
+    fn message(&mut self, peer: NodeId, number: u64) -> (Body, Offered) {
+        let time = self.time;
         if let Machine::OneByte(_) = &self.machine {
             let direction = self.edge_direction(peer, number);
             let Machine::OneByte(node) = &mut self.machine else { unreachable!("just matched") };
@@ -424,8 +479,8 @@ impl Pairwise {
     }
 
     /// Applies an exchange at this end.
-    fn jump(&mut self, peer: NodeId, number: u64, own: &Offered, other: &Offered, now: Time) {
-        let time = self.algorithm_time(now);
+    fn jump(&mut self, peer: NodeId, number: u64, own: &Offered, other: &Offered) {
+        let time = self.time;
         match (own, other) {
             (Offered::Vector(own), Offered::Vector(other)) => {
                 let difference: Vec<f64> = own.iter().zip(other).map(|(a, b)| a - b).collect();
@@ -447,8 +502,8 @@ impl Pairwise {
         }
     }
 
-    fn count_edge(&mut self, now: Time, out: &mut Vec<Output>) {
-        let time = self.algorithm_time(now);
+    fn count_edge(&mut self, out: &mut Vec<Output>) {
+        let time = self.time;
         let Some(guard) = &mut self.guard else { return };
         guard.on_edge(time);
         if let dadao::RateVerdict::Low(ratio) = guard.verdict(time) {
@@ -464,11 +519,10 @@ impl Pairwise {
         if self.started.is_some() || !(all || now.since(began) >= PATIENCE) {
             return;
         }
-        self.started = Some(now);
-        let unit_s = self.unit.as_secs_f64();
-        self.gradient_due = now + self.clock.wait(self.speed / unit_s);
+        (self.started, self.seen) = (Some(now), now);
+        self.gradient_due = self.clock.wait(self.speed);
         for link in self.links.values_mut().filter(|link| link.owns) {
-            link.due = now + link.clock.wait(link.rate / unit_s);
+            link.due = link.clock.wait(link.rate);
         }
         if matches!(self.machine, Machine::Dadao(_)) {
             let rate: f64 = self.links.values().map(|link| link.rate).sum();
@@ -480,62 +534,82 @@ impl Pairwise {
         out.push(Output::Event(Event::Started { neighbors }));
     }
 
-    /// Edge clocks that are due, and offers that are sent again.
-    fn fire(&mut self, now: Time, out: &mut Vec<Output>) {
-        if self.started.is_none() || self.diverged {
+    /// Lets time pass up to now, event by event, or up to the first event that cannot be taken: what
+    /// is left of the time is then not counted.
+    fn run_clocks(&mut self, now: Time, out: &mut Vec<Output>) {
+        let passed = now.since(self.seen).as_secs_f64() / self.unit.as_secs_f64();
+        self.seen = now;
+        if self.started.is_none() || self.stopped.is_some() || self.diverged {
             return;
         }
-        let unit_s = self.unit.as_secs_f64();
-        let over = self.time(now) >= self.duration;
-        let peers: Vec<NodeId> = self.links.keys().copied().collect();
-        for peer in peers {
-            let link = self.links.get_mut(&peer).expect("a link is never removed");
-            while link.due <= now {
-                link.due = link.due + link.clock.wait(link.rate / unit_s);
+        let target = (self.time + Time::from_secs_f64(passed)).min(self.end());
+        self.begin(out);
+        while !self.is_behind(now) {
+            let due = self.next_due();
+            if due > target {
+                self.time = self.time.max(target);
+                return;
+            }
+            self.time = self.time.max(due);
+            if self.gradient_due <= self.time {
+                self.gradient_due = self.gradient_due + self.clock.wait(self.speed);
+                self.gradient_waits = true;
+            }
+            for link in self.links.values_mut().filter(|link| link.due <= self.time) {
+                link.due = link.due + link.clock.wait(link.rate);
                 link.fired += 1;
                 link.backlog = (link.backlog + 1).min(BACKLOG_MAX);
             }
-            if over {
-                (link.due, link.backlog) = (Time(u64::MAX), 0);
+            self.begin(out);
+        }
+    }
+
+    /// Begins what is due and can be begun.
+    fn begin(&mut self, out: &mut Vec<Output>) {
+        if self.started.is_none() || self.stopped.is_some() || self.diverged {
+            return;
+        }
+        if self.gradient_waits && self.asked.is_none() {
+            self.gradient_waits = false;
+            self.ask(out);
+        }
+        let peers: Vec<NodeId> = self.links.keys().copied().collect();
+        for peer in peers {
+            let link = self.links.get_mut(&peer).expect("a link is never removed");
+            if link.backlog == 0 || link.offered.is_some() || !link.greeted {
+                continue;
             }
-            let again = link.again_at.is_some_and(|at| at <= now);
-            if again && let Some((_, _, offer)) = &link.offered {
+            link.backlog -= 1;
+            // Of an edge whose clock runs here, all completed exchanges were offered here.
+            let number = link.completed + 1;
+            let (body, own) = self.message(peer, number);
+            let offer = Frame::Offer { number, body }.encode();
+            let link = self.links.get_mut(&peer).expect("a link is never removed");
+            link.offered = Some((number, own, offer.clone()));
+            link.offered_at = self.seen;
+            self.count_edge(out);
+            self.send(peer, offer, out);
+        }
+    }
+
+    /// Offers that could not be handed to their links.
+    fn send_again(&mut self, now: Time, out: &mut Vec<Output>) {
+        let due = |link: &Link| link.again_at.is_some_and(|at| at <= now);
+        let peers: Vec<NodeId> =
+            self.links.iter().filter(|(_, link)| due(link)).map(|(node, _)| *node).collect();
+        for peer in peers {
+            let link = self.links.get_mut(&peer).expect("a link is never removed");
+            link.again_at = None;
+            if let Some((_, _, offer)) = &link.offered {
                 let offer = offer.clone();
-                link.again_at = None;
-                self.send(peer, offer, out);
-            } else if link.backlog > 0 && link.offered.is_none() && link.greeted {
-                link.backlog -= 1;
-                // Of an edge whose clock runs here, all completed exchanges were offered here.
-                let number = link.completed + 1;
-                let (body, own) = self.message(peer, number, now);
-                let offer = Frame::Offer { number, body }.encode();
-                let link = self.links.get_mut(&peer).expect("a link is never removed");
-                link.offered = Some((number, own, offer.clone()));
-                self.count_edge(now, out);
                 self.send(peer, offer, out);
             }
         }
     }
 
-    /// The gradient clock.
-    fn ask(&mut self, now: Time, out: &mut Vec<Output>) {
-        if self.started.is_none() || self.diverged || self.finished.is_some() {
-            return;
-        }
-        let rate = self.speed / self.unit.as_secs_f64();
-        while self.gradient_due <= now {
-            self.gradient_due = self.gradient_due + self.clock.wait(rate);
-            self.gradient_backlog = (self.gradient_backlog + 1).min(BACKLOG_MAX);
-        }
-        if self.time(now) >= self.duration {
-            (self.gradient_due, self.gradient_backlog) = (Time(u64::MAX), 0);
-        }
-        if self.gradient_backlog == 0 || self.asked.is_some() {
-            return;
-        }
-        self.gradient_backlog -= 1;
-        let time = self.algorithm_time(now);
-        let mut asked = Asked { at: now, coupling: Vec::new(), direction: Vec::new() };
+    fn ask(&mut self, out: &mut Vec<Output>) {
+        let time = self.time;
+        let mut asked = Asked { at: self.seen, coupling: Vec::new(), direction: Vec::new() };
         match &mut self.machine {
             Machine::Dadao(node) => {
                 node.advance(time);
@@ -563,7 +637,7 @@ impl Pairwise {
         assert_eq!(gradient.len(), self.x().len(), "a gradient has the length of x");
         self.stats.gradients += 1;
         self.stats.busy = self.stats.busy + now.since(asked.at);
-        let (units, time) = (self.time(now), self.algorithm_time(now));
+        let (units, time) = (self.time(), self.time);
         match &mut self.machine {
             Machine::Dadao(node) => {
                 // `coupling` is −(νx + y~) at the state of the gradient.
@@ -590,32 +664,37 @@ impl Pairwise {
         }
     }
 
-    /// Tells the neighbors once that this node is through.
+    /// Tells the neighbors that the end is reached, and later that the clocks have stopped.
     fn finish(&mut self, now: Time, out: &mut Vec<Output>) {
         let Some(started) = self.started else { return };
-        let over = self.time(now) >= self.duration && self.asked.is_none();
-        if self.finished.is_none() && (over || self.diverged) {
-            self.finished = Some(now);
+        let at_end = self.time >= Time::from_secs_f64(self.duration) || self.diverged;
+        if self.reached.is_none() && at_end {
+            self.reached = Some(now);
+            self.tell(&Frame::Done, out);
+        }
+        let Some(reached) = self.reached.filter(|_| self.stopped.is_none()) else {
+            if self.stopped.is_none() {
+                self.stats.running = now.since(started);
+            }
+            return;
+        };
+        let waited = now.since(reached) >= PATIENCE;
+        let settled =
+            |link: &Link| link.done && (link.offered.is_none() || link.left || !link.connected);
+        let all = self.asked.is_none() && self.links.values().all(settled);
+        if all || waited || self.diverged {
+            self.stopped = Some(now);
             self.stats.running = now.since(started);
             out.push(Output::Event(Event::Finished));
+            self.tell(&Frame::Left, out);
         }
-        let settled = self.links.values().all(|link| link.offered.is_none());
-        if self.finished.is_some() && !self.announced && (settled || self.diverged) {
-            self.announced = true;
-            let peers: Vec<NodeId> =
-                self.links.iter().filter(|(_, link)| link.connected).map(|(n, _)| *n).collect();
-            for peer in peers {
-                self.send(peer, Frame::Done.encode(), out);
-            }
-            let end = Time::from_secs_f64(self.duration);
-            match &mut self.machine {
-                Machine::Dadao(node) => node.advance(end),
-                Machine::OneByte(node) => node.advance(end),
-                Machine::Acid { node, .. } => node.advance(end),
-            }
-        }
-        if self.finished.is_none() {
-            self.stats.running = now.since(started);
+    }
+
+    fn tell(&mut self, frame: &Frame, out: &mut Vec<Output>) {
+        let connected = self.links.iter().filter(|(_, link)| link.connected);
+        let peers: Vec<NodeId> = connected.map(|(node, _)| *node).collect();
+        for peer in peers {
+            self.send(peer, frame.encode(), out);
         }
     }
 

@@ -210,7 +210,7 @@ impl Rounds {
                 }
                 Ok(())
             }
-            Frame::Done => {
+            Frame::Done | Frame::Left => {
                 link.done = true;
                 Ok(())
             }
