@@ -9,8 +9,6 @@
 pub mod attack;
 pub mod event;
 pub mod graph;
-pub mod lb8;
-pub mod linear;
 pub mod mlp;
 pub mod mnist;
 pub mod network;

@@ -181,10 +181,11 @@ impl<O: Objective, C: ScalarCodec> Network for OneByte<'_, O, C> {
 mod tests {
     use super::*;
     use crate::event::{self, Clocks, End};
-    use crate::graph::{Family, Graph};
+    use crate::graph::Graph;
     use crate::problem::LeastSquares;
     use rumormill::vector::dadao::Rates;
     use rumormill::vector::onebyte::TrackedLb8;
+    use rumormill_topology::family::Family;
 
     fn constants(problem: &LeastSquares, graph: &Graph, margin: f64) -> Constants {
         let (mu, smoothness) = problem.curvature();
@@ -195,7 +196,7 @@ mod tests {
     fn dense_and_one_byte_reach_the_optimum_in_about_the_same_time() {
         let (problem, start) = LeastSquares::generate(1, 6, 3, 30);
         let optimum = problem.minimizer().unwrap();
-        let graph = Graph::uniform(Family::Cycle, 6);
+        let graph = Graph::uniform(Family::Ring, 6);
         let graph = graph.clone().scaled(graph.chi().rate_min());
         let constants = constants(&problem, &graph, 1.0);
         let mut dense = Dadao::new(&problem, &graph.edges, &constants, &start, &optimum);
@@ -214,7 +215,7 @@ mod tests {
     fn a_rate_that_is_too_low_ends_as_diverged_and_not_as_nan() {
         let (problem, start) = LeastSquares::generate(2, 8, 2, 30);
         let optimum = problem.minimizer().unwrap();
-        let graph = Graph::uniform(Family::Cycle, 8);
+        let graph = Graph::uniform(Family::Ring, 8);
         let rate = graph.chi().rate_min();
         let constants = constants(&problem, &graph.clone().scaled(rate), 1.0);
         let mut network = Dadao::new(&problem, &graph.edges, &constants, &start, &optimum);

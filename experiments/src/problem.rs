@@ -1,9 +1,8 @@
 //! Strongly convex objectives, one per node, with exact gradients and their optimum.
 
+use nalgebra::{DMatrix, DVector};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-
-use crate::linear;
 
 /// A sum of per-node objectives.
 pub trait Objective {
@@ -65,15 +64,13 @@ impl LeastSquares {
 
     /// The minimizer of the sum; `None` when it is not unique.
     pub fn minimizer(&self) -> Option<Vec<f64>> {
-        let mut a = vec![vec![0.0; self.dim]; self.dim];
-        let mut b = vec![0.0; self.dim];
+        let mut a = DMatrix::zeros(self.dim, self.dim);
+        let mut b = DVector::zeros(self.dim);
         for (hessian, linear) in &self.quadratics {
-            for (row, values) in a.iter_mut().zip(hessian.chunks(self.dim)) {
-                row.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            }
-            b.iter_mut().zip(linear).for_each(|(sum, value)| *sum += value);
+            a += DMatrix::from_row_slice(self.dim, self.dim, hessian);
+            b += DVector::from_column_slice(linear);
         }
-        linear::solve(a, b)
+        a.cholesky().map(|a| a.solve(&b).as_slice().to_vec())
     }
 }
 
@@ -111,9 +108,9 @@ impl Objective for LeastSquares {
     fn curvature(&self) -> (f64, f64) {
         let mut range = (f64::INFINITY, 0.0f64);
         for (hessian, _) in &self.quadratics {
-            let rows = hessian.chunks(self.dim).map(<[f64]>::to_vec).collect();
-            let (values, _) = linear::eigen(rows);
-            range = (range.0.min(values[0]), range.1.max(values[self.dim - 1]));
+            let hessian = DMatrix::from_row_slice(self.dim, self.dim, hessian);
+            let values = hessian.symmetric_eigenvalues();
+            range = (range.0.min(values.min()), range.1.max(values.max()));
         }
         range
     }
