@@ -79,6 +79,8 @@ pub trait Network {
     fn on_edge(&mut self, time: Time, edge: usize);
     /// What is to become small, as the nodes lazily hold it.
     fn error(&self) -> f64;
+    /// A node's parameters as of its last event.
+    fn x(&self, node: usize) -> &[f64];
 }
 
 /// Counts at the moment an error was first reached.

@@ -7,6 +7,9 @@
 //! drives the very protocol value of the daemon; [`soak`] mixes its troubles by seed.
 
 pub mod attack;
+pub mod baseline;
+pub mod course;
+pub mod data;
 pub mod event;
 pub mod graph;
 pub mod mlp;

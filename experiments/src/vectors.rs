@@ -411,7 +411,7 @@ fn dadao_file(file: &DadaoFile, tally: &mut Tally) -> Result<()> {
         (Some(ours), Some(theirs)) => check.all_near(ours, theirs, STATE),
         _ => check.right = false,
     });
-    dadao_run(linear, &squares, tally).context("linear_cycle4")?;
+    dadao_run(linear, &squares, squares.curvature(), tally).context("linear_cycle4")?;
     dadao_long(&file.linear_cycle4_long, linear, &squares, tally)?;
 
     let logistic = &file.logistic_path4;
@@ -421,7 +421,7 @@ fn dadao_file(file: &DadaoFile, tally: &mut Tally) -> Result<()> {
         labels: logistic.problem.b.clone(),
         mu: logistic.problem.mu,
     };
-    dadao_run(logistic, &problem, tally).context("logistic_path4")?;
+    dadao_run(logistic, &problem, problem.curvature(), tally).context("logistic_path4")?;
 
     acid_run(&file.acid_cycle4, linear, &squares, tally).context("acid_cycle4")?;
     acid_constants(&file.acid_constants, tally)?;
@@ -503,11 +503,15 @@ fn run_constants(run: &DadaoRun) -> Result<(Constants, Vec<(&'static str, f64)>)
     Ok((constants, graph_numbers))
 }
 
-fn dadao_run(run: &DadaoRun, problem: &impl Objective, tally: &mut Tally) -> Result<()> {
+fn dadao_run(
+    run: &DadaoRun,
+    problem: &impl Objective,
+    (mu, smoothness): (f64, f64),
+    tally: &mut Tally,
+) -> Result<()> {
     let (constants, graph_numbers) = run_constants(run)?;
     numbers(&run.constants, &named(&constants), true, tally)?;
     numbers(&run.graph, &graph_numbers, false, tally)?;
-    let (mu, smoothness) = problem.curvature();
     tally.beside(|check| {
         check.relative(mu, run.problem.mu, SPECTRAL);
         check.relative(smoothness, run.problem.L, SPECTRAL);

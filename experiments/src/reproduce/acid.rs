@@ -111,6 +111,10 @@ impl Network for Averaging {
         };
         (0..self.scratch.len()).map(squared).sum::<f64>() / count
     }
+
+    fn x(&self, node: usize) -> &[f64] {
+        self.nodes[node].x()
+    }
 }
 
 /// Runs every claim.

@@ -1,6 +1,7 @@
 //! Reproductions: each repeats figures of a paper or of a reference program and ends with a table
 //! of claim, our number, reference number and verdict.
 
+pub mod a9a;
 pub mod acid;
 pub mod dadao;
 pub mod monna;
@@ -29,6 +30,18 @@ pub enum What {
         /// Common to all.
         #[command(flatten)]
         options: Options,
+    },
+    /// DADAO, A2CiD2, gossip, D-SGD and one-byte DADAO on a9a: logistic regression, a ring of 16.
+    A9a {
+        /// The LIBSVM file a9a, gzipped or not.
+        #[arg(long)]
+        data: PathBuf,
+        /// Seed of the deal of rows and of the event streams.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// A folder for the CSV file; made when missing.
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// MoNNA: 26 nodes, 5 faulty, an MLP on MNIST under four attacks.
     Monna {
@@ -70,6 +83,7 @@ pub fn run(what: What) -> Result<bool> {
             (dadao::reproduce(instances.as_deref(), streams)?, options.out)
         }
         What::Acid { options } => (acid::reproduce(options.streams.unwrap_or(10)), options.out),
+        What::A9a { data, seed, out } => (a9a::reproduce(&data, seed)?, out),
         What::Monna { data, seeds, steps, out } => (monna::reproduce(&data, seeds, steps)?, out),
     };
     if let Some(folder) = &out {
