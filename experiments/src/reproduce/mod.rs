@@ -48,12 +48,15 @@ pub enum What {
         /// A folder with the four gzipped MNIST idx files.
         #[arg(long)]
         data: PathBuf,
-        /// Seeds 1, 2, …; about two CPU minutes each at 600 steps.
+        /// Seeds 1, 2, …; several CPU minutes each at 600 steps.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
         seeds: u64,
         /// Steps, a multiple of 50, at least 150.
         #[arg(long, default_value_t = 600)]
         steps: usize,
+        /// Compare rival rules on a smaller network for 100 steps instead.
+        #[arg(long, conflicts_with = "steps")]
+        rules: bool,
         /// A folder for the CSV files; made when missing.
         #[arg(long)]
         out: Option<PathBuf>,
@@ -84,7 +87,10 @@ pub fn run(what: What) -> Result<bool> {
         }
         What::Acid { options } => (acid::reproduce(options.streams.unwrap_or(10)), options.out),
         What::A9a { data, seed, out } => (a9a::reproduce(&data, seed)?, out),
-        What::Monna { data, seeds, steps, out } => (monna::reproduce(&data, seeds, steps)?, out),
+        What::Monna { data, seeds, rules: true, out, .. } => (monna::rules(&data, seeds)?, out),
+        What::Monna { data, seeds, steps, out, .. } => {
+            (monna::reproduce(&data, seeds, steps)?, out)
+        }
     };
     if let Some(folder) = &out {
         report.write(folder)?;
@@ -104,6 +110,8 @@ pub struct Claim {
     pub reference: String,
     /// Whether ours agrees, by the tolerance the claim names.
     pub reproduced: bool,
+    /// Why it was not, where that is known.
+    pub why_not: Option<String>,
 }
 
 /// All claims of a reproduction with the raw numbers.
@@ -125,11 +133,24 @@ impl Report {
         reference: impl Into<String>,
         reproduced: bool,
     ) {
+        self.explained(claim, ours, reference, reproduced, "");
+    }
+
+    /// A claim with the reason that is given when it is not reproduced; empty if none is known.
+    fn explained(
+        &mut self,
+        claim: impl Into<String>,
+        ours: impl Into<String>,
+        reference: impl Into<String>,
+        reproduced: bool,
+        why_not: impl Into<String>,
+    ) {
         let claim = Claim {
             claim: claim.into(),
             ours: ours.into(),
             reference: reference.into(),
             reproduced,
+            why_not: Some(why_not.into()).filter(|why| !reproduced && !why.is_empty()),
         };
         eprintln!("{claim}");
         self.claims.push(claim);
@@ -150,12 +171,10 @@ impl Report {
 
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Claim { claim, ours, reference, .. } = self;
         let verdict = if self.reproduced { "reproduced" } else { "NOT REPRODUCED" };
-        write!(
-            f,
-            "{}\n    ours {}   reference {}   {verdict}",
-            self.claim, self.ours, self.reference
-        )
+        write!(f, "{claim}\n    ours {ours}   reference {reference}   {verdict}")?;
+        self.why_not.iter().try_for_each(|why| write!(f, ": {why}"))
     }
 }
 
@@ -176,6 +195,12 @@ impl fmt::Display for Report {
 fn spread_percent(values: impl Iterator<Item = f64> + Clone) -> f64 {
     let center = mean(values.clone());
     100.0 * mean(values.map(|value| (value / center - 1.0).powi(2))).sqrt()
+}
+
+/// The standard deviation of some numbers around their mean.
+fn spread(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let center = mean(values.clone());
+    mean(values.map(|value| (value - center).powi(2))).sqrt()
 }
 
 /// The mean of some numbers; NaN when there are none.
