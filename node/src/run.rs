@@ -35,7 +35,7 @@ pub struct RunArgs {
     /// Format of the data file, overriding its suffix: csv, libsvm, idx
     #[arg(long)]
     pub format: Option<DataFormat>,
-    /// Model: `softmax`, `logistic[:L2]` or `mlp:H[,H2…]`
+    /// Model: `softmax`, `logistic[:L2[:no-bias]]` or `mlp:H[,H2…]`
     #[arg(long, default_value = "mlp:32")]
     pub model: ModelSpec,
     /// How the training rows are held: `public` (every node has all), `iid`, `dirichlet:ALPHA`
@@ -292,7 +292,7 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
     ("version", "Version of protocol and manifest."),
     ("name", "A name for people."),
     ("seed", "Seed of the base model and of the shards."),
-    ("model", "softmax, logistic[:L2] or mlp:H[,H2…]."),
+    ("model", "softmax, logistic[:L2[:no-bias]] or mlp:H[,H2…]."),
     ("data", "Name of the data set, for people; each node says in [node] where it is."),
     ("data_hash", "BLAKE3 of the data set as parsed."),
     ("base_hash", "BLAKE3 of the base model."),

@@ -250,6 +250,14 @@ impl Features {
         }
     }
 
+    /// What every feature is larger by than the value its source stores: the worth of a zero byte.
+    pub(crate) fn offset(&self) -> f32 {
+        match *self {
+            Features::U8 { offset, .. } => offset,
+            Features::F32(_) => 0.0,
+        }
+    }
+
     /// Writes a row's features.
     ///
     /// # Panics

@@ -34,6 +34,13 @@ impl Sparse {
         self.take(outputs, |value| value > 0.0 || value.is_nan());
     }
 
+    /// The positions and values taken.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (usize, f32)> + '_ {
+        let values = &self.values[..self.len];
+        let positions = self.positions[..self.len].iter().map(|&position| position as usize);
+        positions.zip(values.iter().copied())
+    }
+
     fn take_bytes(&mut self, bytes: &[u8], scale: f32) {
         self.len = 0;
         let (words, rest) = bytes.as_chunks::<8>();
@@ -162,6 +169,44 @@ fn add_columns_pair<const C: usize>(
         }
     }
     (*outputs_plus, *outputs_minus) = (sums_plus, sums_minus);
+    C
+}
+
+/// Adds to the inputs' rows of `slopes` what these inputs and slopes of a layer's outputs amount to:
+/// the transpose of [`add_rows`].
+#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+pub(super) fn add_outer(inputs: &Sparse, deltas: &[f32], slopes: &mut [f32]) {
+    let width = deltas.len();
+    let mut from = 0;
+    while from < width {
+        match width - from {
+            32.. => from += add_outer_columns::<32>(inputs, deltas, from, slopes),
+            16.. => from += add_outer_columns::<16>(inputs, deltas, from, slopes),
+            8.. => from += add_outer_columns::<8>(inputs, deltas, from, slopes),
+            4.. => from += add_outer_columns::<4>(inputs, deltas, from, slopes),
+            2.. => from += add_outer_columns::<2>(inputs, deltas, from, slopes),
+            _ => from += add_outer_columns::<1>(inputs, deltas, from, slopes),
+        }
+    }
+}
+
+#[inline(always)]
+fn add_outer_columns<const C: usize>(
+    inputs: &Sparse,
+    deltas: &[f32],
+    from: usize,
+    slopes: &mut [f32],
+) -> usize {
+    let width = deltas.len();
+    let deltas: [f32; C] = *deltas[from..].first_chunk().expect("C columns are left");
+    let entries = inputs.positions[..inputs.len].iter().zip(&inputs.values[..inputs.len]);
+    for (&position, &value) in entries {
+        let start = position as usize * width + from;
+        let row: &mut [f32; C] = slopes[start..].first_chunk_mut().expect("C columns are left");
+        for (slope, delta) in row.iter_mut().zip(&deltas) {
+            *slope += value * delta;
+        }
+    }
     C
 }
 

@@ -5,6 +5,9 @@
 //! (they use the platform's `exp` and a matrix product of the machine's width). What must agree,
 //! the base model, does: [`Objective::base`] uses no maths library but `sqrt`.
 //!
+//! First-order methods, which the network is compared with, take [`Objective::gradient`] of the same
+//! loss, and their step sizes from [`Objective::curvature`].
+//!
 //! A loss that is not finite is a value like any other and flows through.
 
 use std::fmt;
@@ -19,6 +22,7 @@ pub use crate::params::TensorSpec;
 mod kernel;
 mod logistic;
 mod network;
+mod spectrum;
 
 pub use logistic::Logistic;
 pub use network::Network;
@@ -51,6 +55,33 @@ pub trait Objective: Send + Sync {
     /// # Panics
     /// If `params` is not as long as the tensors together.
     fn evaluate(&self, params: &[f32], split: Split, scratch: &mut Scratch) -> Evaluation;
+
+    /// The mean loss over rows of the training table, and its gradient, written to `out`.
+    ///
+    /// The loss is in nats and includes the model's penalty. Where a rectifier has no derivative,
+    /// that of its flat side is taken. The linear models compute in `f64` throughout, so that an
+    /// optimum can be approached to the last digits; the others in `f32`, with sums of rows in
+    /// `f64`. Which it is, the model's documentation says.
+    ///
+    /// # Panics
+    /// If `params` or `out` is not as long as the tensors together, the batch is empty or a row too
+    /// large.
+    fn gradient(
+        &self,
+        params: &[f64],
+        batch: &[u32],
+        out: &mut [f64],
+        scratch: &mut Scratch,
+    ) -> f64;
+
+    /// Strong convexity μ ≥ 0 and smoothness L of the mean loss over rows of the training table.
+    ///
+    /// The pair brackets the eigenvalues of the Hessian at all parameters, so `1/L` is a safe step.
+    /// μ is 0 where some parameter has no penalty. `None` if the loss is not convex.
+    ///
+    /// # Panics
+    /// If there are no rows, or one is too large.
+    fn curvature(&self, rows: &[u32], scratch: &mut Scratch) -> Option<(f64, f64)>;
 }
 
 /// Which table of the data set.
@@ -97,6 +128,14 @@ pub struct Scratch {
     outputs_minus: Vec<f32>,
     /// Rows and activations of an evaluation, a block of rows at a time.
     block: [Vec<f32>; 2],
+    /// The parameters of a gradient, as the network computes with them.
+    params: Vec<f32>,
+    /// The inputs of every layer after the first, a block of rows at a time.
+    hidden: Vec<Vec<f32>>,
+    /// The slopes of a block's loss by a layer's outputs, and by its inputs.
+    deltas: [Vec<f32>; 2],
+    /// The slopes of a block's loss by a layer's parameters.
+    slopes: Vec<f32>,
 }
 
 /// The name of a model.
@@ -104,10 +143,15 @@ pub struct Scratch {
 pub enum ModelSpec {
     /// `softmax`: multinomial logistic regression.
     Softmax,
-    /// `logistic`, or `logistic:MU` with a penalty of `MU/2 · |weights|²`: two classes.
+    /// `logistic`, or `logistic:L2` with a penalty of `L2/2 · |weights|²`: two classes.
+    ///
+    /// `logistic:L2:no-bias` is the problem of the optimization literature, where the penalty
+    /// covers every parameter.
     Logistic {
         /// The penalty's factor, at least zero.
         l2: f64,
+        /// Whether there is a bias; it has no penalty.
+        bias: bool,
     },
     /// `mlp:H[,H2…]`: hidden layers of these sizes with rectified units, then softmax.
     Mlp {
@@ -129,7 +173,7 @@ pub const PARAMETERS_MAX: usize = 1 << 28;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ModelSpecError {
     /// Another word.
-    #[error("unknown model {0:?}; known are softmax, logistic[:L2] and mlp:H[,H2…]")]
+    #[error("unknown model {0:?}; known are softmax, logistic[:L2[:no-bias]] and mlp:H[,H2…]")]
     Unknown(String),
     /// A hidden layer of no possible size.
     #[error("hidden layer size {0:?} is not a number from 1 to {HIDDEN_MAX}")]
@@ -152,10 +196,11 @@ impl FromStr for ModelSpec {
         };
         match (word, rest) {
             ("softmax", None) => Ok(ModelSpec::Softmax),
-            ("logistic", None) => Ok(ModelSpec::Logistic { l2: 0.0 }),
-            ("logistic", Some(l2)) => match l2.parse() {
-                Ok(l2) if (0.0..f64::INFINITY).contains(&l2) => Ok(ModelSpec::Logistic { l2 }),
-                _ => Err(ModelSpecError::Penalty(l2.to_owned())),
+            ("logistic", None) => Ok(ModelSpec::Logistic { l2: 0.0, bias: true }),
+            ("logistic", Some(rest)) => match rest.split_once(':') {
+                None => Ok(ModelSpec::Logistic { l2: penalty(rest)?, bias: true }),
+                Some((l2, "no-bias")) => Ok(ModelSpec::Logistic { l2: penalty(l2)?, bias: false }),
+                Some(_) => Err(ModelSpecError::Unknown(text.to_owned())),
             },
             ("mlp", Some(sizes)) => {
                 let hidden: Vec<usize> =
@@ -170,6 +215,11 @@ impl FromStr for ModelSpec {
     }
 }
 
+fn penalty(text: &str) -> Result<f64, ModelSpecError> {
+    let l2 = text.parse().ok().filter(|l2| (0.0..f64::INFINITY).contains(l2));
+    l2.ok_or_else(|| ModelSpecError::Penalty(text.to_owned()))
+}
+
 fn hidden_size(text: &str) -> Result<usize, ModelSpecError> {
     let size = text.parse().ok().filter(|size| (1..=HIDDEN_MAX).contains(size));
     size.ok_or_else(|| ModelSpecError::Hidden(text.to_owned()))
@@ -179,8 +229,9 @@ impl fmt::Display for ModelSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ModelSpec::Softmax => f.write_str("softmax"),
-            ModelSpec::Logistic { l2: 0.0 } => f.write_str("logistic"),
-            ModelSpec::Logistic { l2 } => write!(f, "logistic:{l2:?}"),
+            ModelSpec::Logistic { l2: 0.0, bias: true } => f.write_str("logistic"),
+            ModelSpec::Logistic { l2, bias: true } => write!(f, "logistic:{l2:?}"),
+            ModelSpec::Logistic { l2, bias: false } => write!(f, "logistic:{l2:?}:no-bias"),
             ModelSpec::Mlp { hidden } => {
                 f.write_str("mlp")?;
                 hidden
@@ -214,7 +265,10 @@ pub fn build(spec: &ModelSpec, dataset: Arc<Dataset>) -> Result<Box<dyn Objectiv
         ModelSpec::Logistic { .. } if dataset.classes != 2 => {
             return Err(BuildError::Classes(dataset.classes));
         }
-        ModelSpec::Logistic { l2 } => Box::new(Logistic::new(dataset, *l2)),
+        ModelSpec::Logistic { l2, bias: true } => Box::new(Logistic::new(dataset, *l2)),
+        ModelSpec::Logistic { l2, bias: false } => {
+            Box::new(Logistic::new(dataset, *l2).without_bias())
+        }
     };
     let parameters =
         objective.tensors().iter().fold(0usize, |sum, tensor| sum.saturating_add(tensor.len()));
@@ -230,16 +284,24 @@ mod tests {
 
     #[test]
     fn model_names_survive_a_round_trip() {
-        for name in ["softmax", "logistic", "logistic:0.001", "mlp:32", "mlp:64,32,1"] {
+        for name in [
+            "softmax",
+            "logistic",
+            "logistic:0.001",
+            "logistic:0.01:no-bias",
+            "logistic:0.0:no-bias",
+            "mlp:32",
+            "mlp:64,32,1",
+        ] {
             assert_eq!(name.parse::<ModelSpec>().unwrap().to_string(), name);
         }
-        assert_eq!("logistic:1e-3".parse(), Ok(ModelSpec::Logistic { l2: 1e-3 }));
+        assert_eq!("logistic:1e-3".parse(), Ok(ModelSpec::Logistic { l2: 1e-3, bias: true }));
     }
 
     #[test]
     fn wrong_model_names_are_refused() {
         let error = |text: &str| text.parse::<ModelSpec>().unwrap_err();
-        for text in ["", "mlp", "softmax:1", "cnn:3"] {
+        for text in ["", "mlp", "softmax:1", "cnn:3", "logistic:0:bias"] {
             assert_eq!(error(text), ModelSpecError::Unknown(text.to_owned()));
         }
         for size in ["", "0", "-1", "4097", "x"] {

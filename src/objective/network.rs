@@ -8,18 +8,19 @@
 //! Without hidden layers this is softmax regression, convex, and starts at zero. Weights are stored
 //! with a row per input, so that an input's weights are neighbors. The losses of a probe go row by
 //! row through the sparse kernel; the evaluation goes in blocks through ndarray's matrix product,
-//! and each checks the other in the tests.
+//! and each checks the other in the tests. The gradient goes in blocks as well, but for the first
+//! layer of byte features, where skipping the zeros is worth more than a fast product.
 
 use std::sync::Arc;
 
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2};
 
-use super::{Evaluation, Objective, Scratch, Split, TensorSpec, kernel};
+use super::{Evaluation, Objective, Scratch, Split, TensorSpec, kernel, spectrum};
 use crate::data::{Dataset, Features};
 use crate::sample::KeyedRng;
 
-/// Rows of an evaluation that pass through the layers together.
+/// Rows of an evaluation or a gradient that pass through the layers together.
 const BLOCK_ROWS: usize = 256;
 
 /// Softmax regression or a perceptron on a data set.
@@ -38,6 +39,10 @@ struct Layer {
 }
 
 impl Layer {
+    fn len(&self) -> usize {
+        (self.inputs + 1) * self.outputs
+    }
+
     fn weights<'a>(&self, params: &'a [f32]) -> &'a [f32] {
         &params[self.offset..self.offset + self.inputs * self.outputs]
     }
@@ -61,10 +66,90 @@ impl Network {
         Network { dataset, layers }
     }
 
-    fn check_len(&self, params: &[f32]) {
+    fn check_len(&self, len: usize) {
         let last = self.layers.last().expect("a network has a last layer");
-        let dim = last.offset + (last.inputs + 1) * last.outputs;
-        assert_eq!(params.len(), dim, "the parameters of all tensors together");
+        let dim = last.offset + last.len();
+        assert_eq!(len, dim, "the parameters of all tensors together");
+    }
+
+    /// Writes the rectified outputs of every hidden layer to `scratch.hidden`, and the logits
+    /// behind them.
+    fn forward_rows(&self, rows: &[u32], scratch: &mut Scratch) {
+        let features = &self.dataset.train.features;
+        let Scratch { inputs, bias, block, params, hidden, .. } = scratch;
+        hidden.resize(self.layers.len(), Vec::new());
+        let first = &self.layers[0];
+        match features {
+            Features::U8 { offset, .. } => {
+                let weights = first.weights(params);
+                kernel::offset_bias(first.bias(params), weights, *offset, bias);
+                hidden[0].clear();
+                rows.iter().for_each(|_| hidden[0].extend_from_slice(bias));
+                for (&row, outputs) in rows.iter().zip(hidden[0].chunks_exact_mut(first.outputs)) {
+                    inputs.take_row(features, row as usize);
+                    kernel::add_rows(inputs, weights, outputs);
+                }
+            }
+            Features::F32(_) => {
+                block[0].resize(rows.len() * first.inputs, 0.0);
+                for (&row, out) in rows.iter().zip(block[0].chunks_exact_mut(first.inputs)) {
+                    features.write_row(row as usize, out);
+                }
+                forward_block(first, params, &block[0], &mut hidden[0], rows.len());
+            }
+        }
+        for index in 1..self.layers.len() {
+            let (before, after) = hidden.split_at_mut(index);
+            let inputs = &mut before[index - 1];
+            rectify(inputs);
+            forward_block(&self.layers[index], params, inputs, &mut after[0], rows.len());
+        }
+    }
+
+    /// Adds the slopes of the rows' losses, whose slopes by the logits are in `scratch.deltas`.
+    fn backward_rows(&self, rows: &[u32], out: &mut [f64], scratch: &mut Scratch) {
+        let features = &self.dataset.train.features;
+        let Scratch { inputs, block, params, hidden, deltas, slopes, .. } = scratch;
+        let [deltas, deltas_inputs] = deltas;
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            slopes.clear();
+            slopes.resize(layer.len(), 0.0);
+            let (weight_slopes, bias_slopes) = slopes.split_at_mut(layer.inputs * layer.outputs);
+            for row in deltas.chunks_exact(layer.outputs) {
+                bias_slopes.iter_mut().zip(row).for_each(|(sum, delta)| *sum += delta);
+            }
+            match features {
+                Features::U8 { .. } if index == 0 => {
+                    for (&row, deltas) in rows.iter().zip(deltas.chunks_exact(layer.outputs)) {
+                        inputs.take_row(features, row as usize);
+                        kernel::add_outer(inputs, deltas, weight_slopes);
+                    }
+                }
+                _ => {
+                    let inputs = if index == 0 { &block[0] } else { &hidden[index - 1] };
+                    let inputs = matrix(rows.len(), layer.inputs, inputs);
+                    let deltas = matrix(rows.len(), layer.outputs, deltas);
+                    let mut slopes = matrix_mut(layer.inputs, layer.outputs, weight_slopes);
+                    general_mat_mul(1.0, &inputs.t(), &deltas, 0.0, &mut slopes);
+                }
+            }
+            let offset = if index == 0 { features.offset() } else { 0.0 };
+            let out = &mut out[layer.offset..][..layer.len()];
+            let (out_weights, out_bias) = out.split_at_mut(weight_slopes.len());
+            add_slopes(weight_slopes, offset, bias_slopes, out_weights);
+            out_bias.iter_mut().zip(&*bias_slopes).for_each(|(out, &sum)| *out += f64::from(sum));
+            if index > 0 {
+                deltas_inputs.resize(rows.len() * layer.inputs, 0.0);
+                let weights = matrix(layer.inputs, layer.outputs, layer.weights(params));
+                let before = matrix(rows.len(), layer.outputs, deltas);
+                let mut after = matrix_mut(rows.len(), layer.inputs, deltas_inputs);
+                general_mat_mul(1.0, &before, &weights.t(), 0.0, &mut after);
+                for (delta, &input) in deltas_inputs.iter_mut().zip(&hidden[index - 1]) {
+                    *delta = if input == 0.0 { 0.0 } else { *delta };
+                }
+                std::mem::swap(deltas, deltas_inputs);
+            }
+        }
     }
 }
 
@@ -106,14 +191,11 @@ impl Objective for Network {
         batch: &[u32],
         scratch: &mut Scratch,
     ) -> (f32, f32) {
-        self.check_len(plus);
-        self.check_len(minus);
+        self.check_len(plus.len());
+        self.check_len(minus.len());
         assert!(!batch.is_empty(), "a mean needs rows");
         let (table, first) = (&self.dataset.train, &self.layers[0]);
-        let offset = match table.features {
-            Features::U8 { offset, .. } => offset,
-            Features::F32(_) => 0.0,
-        };
+        let offset = table.features.offset();
         let weights = [first.weights(plus), first.weights(minus)];
         kernel::offset_bias(first.bias(plus), weights[0], offset, &mut scratch.bias);
         kernel::offset_bias(first.bias(minus), weights[1], offset, &mut scratch.bias_minus);
@@ -138,7 +220,7 @@ impl Objective for Network {
     }
 
     fn evaluate(&self, params: &[f32], split: Split, scratch: &mut Scratch) -> Evaluation {
-        self.check_len(params);
+        self.check_len(params.len());
         let table = split.table(&self.dataset);
         let (mut loss, mut correct) = (0.0, 0);
         for start in (0..table.rows()).step_by(BLOCK_ROWS) {
@@ -150,8 +232,7 @@ impl Objective for Network {
             }
             for (index, layer) in self.layers.iter().enumerate() {
                 if index > 0 {
-                    // Written so that NaN stays.
-                    inputs.iter_mut().filter(|h| **h <= 0.0).for_each(|h| *h = 0.0);
+                    rectify(inputs);
                 }
                 forward_block(layer, params, inputs, outputs, labels.len());
                 std::mem::swap(inputs, outputs);
@@ -163,6 +244,45 @@ impl Objective for Network {
         }
         let count = table.rows();
         Evaluation { loss: loss / count as f64, accuracy: correct as f64 / count as f64, count }
+    }
+
+    /// In `f32` from the parameters on; rows are added up in blocks of 256, and these in `f64`.
+    fn gradient(
+        &self,
+        params: &[f64],
+        batch: &[u32],
+        out: &mut [f64],
+        scratch: &mut Scratch,
+    ) -> f64 {
+        self.check_len(params.len());
+        self.check_len(out.len());
+        assert!(!batch.is_empty(), "a mean needs rows");
+        scratch.params.clear();
+        scratch.params.extend(params.iter().map(|&param| param as f32));
+        out.fill(0.0);
+        let mut loss = 0.0;
+        for rows in batch.chunks(BLOCK_ROWS) {
+            self.forward_rows(rows, scratch);
+            let logits = scratch.hidden.last().expect("a network has a last layer");
+            scratch.deltas[0].clone_from(logits);
+            let deltas = scratch.deltas[0].chunks_exact_mut(self.dataset.classes);
+            for (&row, deltas) in rows.iter().zip(deltas) {
+                let class = usize::from(self.dataset.train.labels[row as usize]);
+                loss += f64::from(cross_entropy(deltas, class));
+                softmax_slopes(deltas, class);
+            }
+            self.backward_rows(rows, out, scratch);
+        }
+        let count = batch.len() as f64;
+        out.iter_mut().for_each(|slope| *slope /= count);
+        loss / count
+    }
+
+    /// Of softmax regression only: the Hessian of the loss by the logits is at most half the
+    /// identity (Böhning 1992).
+    fn curvature(&self, rows: &[u32], scratch: &mut Scratch) -> Option<(f64, f64)> {
+        let convex = self.layers.len() == 1;
+        convex.then(|| (0.0, spectrum::largest(&self.dataset.train, rows, true, scratch) / 2.0))
     }
 }
 
@@ -184,12 +304,42 @@ fn forward_block(
 ) {
     outputs.clear();
     (0..rows).for_each(|_| outputs.extend_from_slice(layer.bias(params)));
-    let expected = "the length is rows times columns";
-    let inputs = ArrayView2::from_shape((rows, layer.inputs), inputs).expect(expected);
-    let shape = (layer.inputs, layer.outputs);
-    let weights = ArrayView2::from_shape(shape, layer.weights(params)).expect(expected);
-    let mut outputs = ArrayViewMut2::from_shape((rows, layer.outputs), outputs).expect(expected);
+    let inputs = matrix(rows, layer.inputs, inputs);
+    let weights = matrix(layer.inputs, layer.outputs, layer.weights(params));
+    let mut outputs = matrix_mut(rows, layer.outputs, outputs);
     general_mat_mul(1.0, &inputs, &weights, 1.0, &mut outputs);
+}
+
+fn matrix(rows: usize, columns: usize, values: &[f32]) -> ArrayView2<'_, f32> {
+    ArrayView2::from_shape((rows, columns), values).expect("the length is rows times columns")
+}
+
+fn matrix_mut(rows: usize, columns: usize, values: &mut [f32]) -> ArrayViewMut2<'_, f32> {
+    ArrayViewMut2::from_shape((rows, columns), values).expect("the length is rows times columns")
+}
+
+/// Written so that NaN stays.
+fn rectify(values: &mut [f32]) {
+    values.iter_mut().for_each(|h| *h = if *h <= 0.0 { 0.0 } else { *h });
+}
+
+/// Adds a block's slopes by the weights, and what the features' common offset adds to each row.
+fn add_slopes(slopes: &[f32], offset: f32, bias_slopes: &[f32], out: &mut [f64]) {
+    let rows = out.chunks_exact_mut(bias_slopes.len());
+    for (out, slopes) in rows.zip(slopes.chunks_exact(bias_slopes.len())) {
+        for ((out, &slope), &bias) in out.iter_mut().zip(slopes).zip(bias_slopes) {
+            *out += f64::from(slope + offset * bias);
+        }
+    }
+}
+
+/// Replaces logits by the slopes of the cross entropy: `exp(logit) / Σ exp(logits) − [class]`.
+fn softmax_slopes(logits: &mut [f32], class: usize) {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, &logit| largest.max(logit));
+    logits.iter_mut().for_each(|logit| *logit = (*logit - largest).exp());
+    let sum: f32 = logits.iter().sum();
+    logits.iter_mut().for_each(|share| *share /= sum);
+    logits[class] -= 1.0;
 }
 
 /// `ln Σ exp(logits) − logits[class]`, shifted by the largest logit so that none overflows.
@@ -267,6 +417,97 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// The mean loss straight from the formula, in `f64`.
+    fn slow_loss(network: &Network, params: &[f64], batch: &[u32]) -> f64 {
+        let table = &network.dataset.train;
+        let mut sum = 0.0;
+        for &row in batch {
+            let mut features = vec![0.0; network.dataset.features];
+            table.features.write_row(row as usize, &mut features);
+            let mut inputs: Vec<f64> = features.iter().map(|&x| f64::from(x)).collect();
+            for (index, layer) in network.layers.iter().enumerate() {
+                if index > 0 {
+                    inputs.iter_mut().for_each(|h| *h = h.max(0.0));
+                }
+                let (weights, bias) =
+                    params[layer.offset..][..layer.len()].split_at(layer.inputs * layer.outputs);
+                let output = |to: usize| {
+                    let products = inputs.iter().zip(weights[to..].iter().step_by(layer.outputs));
+                    bias[to] + products.map(|(input, weight)| input * weight).sum::<f64>()
+                };
+                inputs = (0..layer.outputs).map(output).collect();
+            }
+            let exponentials: f64 = inputs.iter().map(|logit| logit.exp()).sum();
+            sum += exponentials.ln() - inputs[usize::from(table.labels[row as usize])];
+        }
+        sum / batch.len() as f64
+    }
+
+    #[test]
+    fn gradient_is_the_slope_of_the_loss() {
+        let dataset = some_digits();
+        for dataset in [as_floats(&dataset), dataset] {
+            for hidden in [&[][..], &[12], &[7, 45, 3]] {
+                let network = Network::new(dataset.clone(), hidden);
+                let mut scratch = Scratch::default();
+                let mut rng = KeyedRng::from_seed("rumormill v1 test", 6, 0);
+                // What `f32` can hold, so that both losses are of the same parameters.
+                let params: Vec<f64> = network
+                    .base(5)
+                    .iter()
+                    .map(|value| f64::from(value + rng.symmetric(0.05)))
+                    .collect();
+                // More than a block of rows, and after it a few in the same scratch.
+                for batch in [(0..300).collect(), vec![7, 30, 7]] {
+                    let mut gradient = vec![f64::NAN; params.len()];
+                    let loss = network.gradient(&params, &batch, &mut gradient, &mut scratch);
+                    assert!((loss - slow_loss(&network, &params, &batch)).abs() < 1e-6);
+                    let places = (0..params.len()).step_by(151).chain([params.len() - 1]);
+                    for place in places {
+                        let at = |by: f64| {
+                            let mut params = params.clone();
+                            params[place] += by;
+                            slow_loss(&network, &params, &batch)
+                        };
+                        let difference = (at(1e-6) - at(-1e-6)) / 2e-6;
+                        let slope = gradient[place];
+                        assert!(
+                            (slope - difference).abs() < 2e-6 * (1.0 + difference.abs()),
+                            "{hidden:?} {place}: {slope} {difference}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn softmax_alone_is_convex() {
+        let (dataset, mut scratch) = (some_digits(), Scratch::default());
+        let softmax = Network::new(dataset.clone(), &[]);
+        let (convexity, smoothness) = softmax.curvature(&[0, 1, 2], &mut scratch).unwrap();
+        assert!(convexity == 0.0 && smoothness > 0.0, "{smoothness}");
+        assert_eq!(Network::new(dataset, &[8]).curvature(&[0], &mut scratch), None);
+    }
+
+    #[test]
+    fn steps_of_one_over_the_smoothness_only_descend() {
+        let (dataset, mut scratch) = (some_digits(), Scratch::default());
+        let softmax = Network::new(dataset, &[]);
+        let rows: Vec<u32> = (0..600).collect();
+        let (_, smoothness) = softmax.curvature(&rows, &mut scratch).unwrap();
+        let mut params: Vec<f64> = softmax.base(0).into_iter().map(f64::from).collect();
+        let mut slopes = vec![0.0; params.len()];
+        let mut before = f64::INFINITY;
+        for _ in 0..30 {
+            let loss = softmax.gradient(&params, &rows, &mut slopes, &mut scratch);
+            assert!(loss < before, "{loss} after {before}");
+            before = loss;
+            params.iter_mut().zip(&slopes).for_each(|(param, slope)| *param -= slope / smoothness);
+        }
+        assert!(before < 2.0, "{before}");
     }
 
     #[test]
