@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use rumormill_experiments::sim::{self, Usage, plot};
 use rumormill_experiments::{reproduce, soak, spread, vectors};
 
 /// Simulator, reproductions and benchmarks of rumormill.
@@ -40,6 +41,16 @@ enum Command {
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
         trials: u64,
     },
+    /// Simulate a network described by a scenario file; exit 1 if a seed does not end as it should.
+    Sim(sim::SimArgs),
+    /// Draw the figures of a trace again.
+    Plot {
+        /// A trace.csv of `sim`.
+        trace: PathBuf,
+        /// The folder for the figures; made when missing.
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+    },
     /// Repeat a published or measured result: claim, our number, reference, verdict.
     Reproduce {
         #[command(subcommand)]
@@ -53,7 +64,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
@@ -81,6 +92,8 @@ fn run(command: Command) -> Result<bool> {
             print!("{}", spread::table(trials)?);
             Ok(true)
         }
+        Command::Sim(args) => sim::run(&args),
+        Command::Plot { trace, out } => plot::run(&trace, &out).map(|()| true),
         Command::Reproduce { what } => reproduce::run(what),
     }
 }
