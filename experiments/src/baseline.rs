@@ -1,7 +1,16 @@
 //! Baselines that run in rounds, beside the asynchronous algorithms.
 
+use anyhow::Result;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use rumormill::id::{Origin, RunId};
+use rumormill::objective::{self, Scratch};
+use rumormill::spsa::projected_gradient;
+use rumormill::vector::monna::{Config, Node, Received};
+use rumormill::vector::onebyte::{Stream, direction};
+
 use crate::course::{Course, Plan};
-use crate::problem::Objective;
+use crate::problem::{Objective, below};
 
 /// The minimizer of the mean of all `f_i` by Nesterov's method for strongly convex functions, until
 /// the gradient is at most `precision` or `steps` are used up.
@@ -87,6 +96,133 @@ pub fn synchronous(
         time += 1.0;
         gradients += x.len() as u64;
         exchanges += edges.len() as u64;
+    }
+}
+
+/// MeZO: one node with all rows, SPSA with exact scalars.
+///
+/// ```text
+/// x ← x − step · (L(x + εu) − L(x − εu))/2ε · u,   u of signs, ε = 2⁻⁸
+/// ```
+///
+/// Over its `probes` the plan's time passes from 0 to the end; what are gradients elsewhere are
+/// probes here.
+#[derive(Clone, Copy, Debug)]
+pub struct Mezo {
+    /// The step size.
+    pub step: f64,
+    /// How many probes are made.
+    pub probes: u64,
+    /// Rows of a probe.
+    pub batch: usize,
+    /// Draws rows and directions.
+    pub seed: u64,
+}
+
+/// ε = 2^this, as of the daemon.
+const EPSILON_LOG2: i32 = -8;
+
+impl Mezo {
+    /// Runs all probes, unless the plan ends before.
+    pub fn run(
+        self,
+        model: &dyn objective::Objective,
+        rows: &[u32],
+        start: &[f64],
+        plan: &Plan,
+        loss: &mut dyn FnMut(&[f64]) -> f64,
+    ) -> Course {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&self.seed.to_le_bytes());
+        let (run, stream) = (RunId(key), Stream::Gradient(Origin(0)));
+        let epsilon = f64::from(EPSILON_LOG2).exp2();
+        let (mut x, mut u) = (start.to_vec(), vec![0.0; start.len()]);
+        let mut scratch = Scratch::default();
+        let mut course = Course::default();
+        let mut due = 0.0;
+        for probe in 0.. {
+            let time = plan.time_max * probe as f64 / self.probes as f64;
+            if time >= due {
+                if !course.look(plan, (time, probe, 0), std::iter::once(&x[..]), loss) {
+                    break;
+                }
+                due = plan.next(time).min(plan.time_max);
+            }
+            direction(run, stream, probe, &mut u);
+            let batch: Vec<u32> =
+                (0..self.batch).map(|_| rows[below(&mut rng, rows.len())]).collect();
+            let at = |sign: f64| -> Vec<f32> {
+                x.iter().zip(&u).map(|(x, u)| (x + sign * epsilon * u) as f32).collect()
+            };
+            let (plus, minus) = model.loss_pair(&at(1.0), &at(-1.0), &batch, &mut scratch);
+            let scalar = projected_gradient(plus, minus, EPSILON_LOG2);
+            x.iter_mut().zip(&u).for_each(|(x, u)| *x -= self.step * scalar * u);
+        }
+        course
+    }
+}
+
+/// MoNNA without faults but ready for some: the state machine of [`rumormill::vector::monna`] on a
+/// complete graph, every round closed on random others. An exchange is one of a pair of nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Monna {
+    /// Faulty nodes tolerated.
+    pub faulty: usize,
+    /// Momentum factor.
+    pub beta: f64,
+    /// Draws whose half steps arrive first.
+    pub seed: u64,
+}
+
+impl Monna {
+    /// Runs rounds until the plan ends.
+    ///
+    /// # Errors
+    /// When too many are to be tolerated, or training diverges.
+    pub fn run(
+        self,
+        problem: &impl Objective,
+        step: f64,
+        start: &[Vec<f64>],
+        plan: &Plan,
+        loss: &mut dyn FnMut(&[f64]) -> f64,
+    ) -> Result<Course> {
+        let Monna { faulty, beta, seed } = self;
+        let count = start.len();
+        let config = Config { nodes: count, faulty, beta };
+        let name = |node: usize| Origin(u16::try_from(node).expect("a network is small"));
+        let nodes = start.iter().enumerate().map(|(k, x)| Node::new(config, name(k), x.clone()));
+        let mut nodes = nodes.collect::<Result<Vec<_>, _>>()?;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut gradient = vec![0.0; problem.dim()];
+        let mut course = Course::default();
+        let mut due = 0.0;
+        for round in 0u64.. {
+            let time = round as f64;
+            if time >= due {
+                let done = (time, round * count as u64, round * (count * (count - 1) / 2) as u64);
+                if !course.look(plan, done, nodes.iter().map(Node::x), loss) {
+                    break;
+                }
+                due = plan.next(time);
+            }
+            for (k, node) in nodes.iter_mut().enumerate() {
+                problem.gradient(k, node.x(), &mut gradient);
+                node.on_gradient(&gradient, step)?;
+            }
+            let half: Vec<Vec<f64>> = nodes.iter().map(|node| node.x().to_vec()).collect();
+            for (k, node) in nodes.iter_mut().enumerate() {
+                let mut others: Vec<usize> = (0..count).filter(|&j| j != k).collect();
+                while others.len() > count - faulty - 1 {
+                    others.swap_remove(below(&mut rng, others.len()));
+                }
+                let received =
+                    others.iter().map(|&j| Received { origin: name(j), vector: &half[j] });
+                node.mix(&received.collect::<Vec<_>>())?;
+            }
+        }
+        Ok(course)
     }
 }
 

@@ -9,6 +9,7 @@
 
 pub mod attack;
 pub mod baseline;
+pub mod compare;
 pub mod course;
 pub mod data;
 pub mod event;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use rumormill_experiments::sim::{self, Usage, plot};
-use rumormill_experiments::{reproduce, soak, spread, vectors};
+use rumormill_experiments::{compare, reproduce, soak, spread, vectors};
 
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
@@ -51,6 +51,8 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
     },
+    /// Run every algorithm on one problem: bytes sent, gradients or probes, and what is reached.
+    Compare(compare::CompareArgs),
     /// Repeat a published or measured result: claim, our number, reference, verdict.
     Reproduce {
         #[command(subcommand)]
@@ -94,6 +96,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Sim(args) => sim::run(&args),
         Command::Plot { trace, out } => plot::run(&trace, &out).map(|()| true),
+        Command::Compare(args) => compare::run(&args).map(|()| true),
         Command::Reproduce { what } => reproduce::run(what),
     }
 }

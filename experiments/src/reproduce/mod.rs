@@ -48,9 +48,12 @@ pub enum What {
         /// A folder with the four gzipped MNIST idx files.
         #[arg(long)]
         data: PathBuf,
-        /// Seeds 1, 2, …; several CPU minutes each at 600 steps.
+        /// How many seeds; about four CPU minutes each at 600 steps.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
         seeds: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
         /// Steps, a multiple of 50, at least 150.
         #[arg(long, default_value_t = 600)]
         steps: usize,
@@ -87,9 +90,13 @@ pub fn run(what: What) -> Result<bool> {
         }
         What::Acid { options } => (acid::reproduce(options.streams.unwrap_or(10)), options.out),
         What::A9a { data, seed, out } => (a9a::reproduce(&data, seed)?, out),
-        What::Monna { data, seeds, rules: true, out, .. } => (monna::rules(&data, seeds)?, out),
-        What::Monna { data, seeds, steps, out, .. } => {
-            (monna::reproduce(&data, seeds, steps)?, out)
+        What::Monna { data, seeds, from, steps, rules, out } => {
+            let seeds = from..from.saturating_add(seeds);
+            let report = match rules {
+                true => monna::rules(&data, seeds)?,
+                false => monna::reproduce(&data, seeds, steps)?,
+            };
+            (report, out)
         }
     };
     if let Some(folder) = &out {
