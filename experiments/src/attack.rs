@@ -4,6 +4,8 @@
 //! ALIE ("little") sends `μ + zσ`, FOE ("empire") `(1 − z)μ`, sign flip `−μ`, scaled sign flip
 //! `−μ (n − f)/f`. All faulty nodes send the same vector to everyone.
 
+use multiversion::multiversion;
+
 use rumormill::vector::monna::{average, nearest};
 
 /// The direction an attack moves in from the mean of the honest, by a factor.
@@ -24,13 +26,15 @@ pub fn mean(vectors: &[&[f64]]) -> Vec<f64> {
 
 /// The coordinate-wise unbiased standard deviation of at least two vectors.
 pub fn deviation(vectors: &[&[f64]], mean: &[f64]) -> Vec<f64> {
+    let mut sums = vec![0.0; mean.len()];
+    for vector in vectors {
+        for ((sum, value), mean) in sums.iter_mut().zip(*vector).zip(mean) {
+            *sum += (value - mean) * (value - mean);
+        }
+    }
     let divisor = (vectors.len() - 1) as f64;
-    (0..mean.len())
-        .map(|k| {
-            let sum: f64 = vectors.iter().map(|v| (v[k] - mean[k]) * (v[k] - mean[k])).sum();
-            (sum / divisor).sqrt()
-        })
-        .collect()
+    sums.iter_mut().for_each(|sum| *sum = (*sum / divisor).sqrt());
+    sums
 }
 
 impl Attack {
@@ -108,36 +112,30 @@ pub fn search(evaluations: usize, mut score: impl FnMut(f64) -> f64) -> (f64, Ve
     (best, probed)
 }
 
-/// Everything the factor search needs of a round: inner products of the honest vectors and of the
-/// attack's direction, so that a probe of the search costs no pass over the vectors.
+/// Inner products of the honest vectors of a round and of the attack's direction: with them a probe
+/// of the factor search, and any rule that works by distances, costs no pass over the vectors.
 pub struct Gram {
     honest: usize,
-    /// Inner products of the honest vectors, then the direction; all less the honest mean.
+    /// Of the honest vectors less the center, then the direction.
     products: Vec<Vec<f64>>,
 }
 
 impl Gram {
-    /// One pass over all pairs. Vectors are centered on the honest mean first, which leaves
-    /// distances alone and keeps the small differences that matter from cancelling.
-    pub fn new(honest: &[&[f64]], direction: &[f64], mean: &[f64]) -> Gram {
+    /// One pass over all pairs. Centering on the honest mean leaves distances alone and keeps the
+    /// small differences that matter from cancelling.
+    pub fn new(honest: &[&[f64]], direction: &[f64], center: &[f64]) -> Gram {
         let count = honest.len() + 1;
         let mut products = vec![vec![0.0; count]; count];
-        // Blocks of coordinates that fit the cache for all vectors together.
-        const BLOCK: usize = 512;
         let mut block = vec![[0.0; BLOCK]; count];
-        for from in (0..mean.len()).step_by(BLOCK) {
-            let to = (from + BLOCK).min(mean.len());
+        for from in (0..center.len()).step_by(BLOCK) {
+            let to = (from + BLOCK).min(center.len());
             let width = to - from;
             for (centered, vector) in block.iter_mut().zip(honest) {
-                let pairs = vector[from..to].iter().zip(&mean[from..to]);
-                centered.iter_mut().zip(pairs).for_each(|(out, (v, m))| *out = v - m);
+                let pairs = vector[from..to].iter().zip(&center[from..to]);
+                centered.iter_mut().zip(pairs).for_each(|(out, (v, c))| *out = v - c);
             }
             block[count - 1][..width].copy_from_slice(&direction[from..to]);
-            for i in 0..count {
-                for j in 0..=i {
-                    products[i][j] += dot(&block[i][..width], &block[j][..width]);
-                }
-            }
+            add_products(&block, width, &mut products);
         }
         for i in 0..count {
             let (above, below) = products.split_at_mut(i);
@@ -146,16 +144,38 @@ impl Gram {
         Gram { honest: honest.len(), products }
     }
 
+    /// How many honest vectors there are.
+    pub fn honest(&self) -> usize {
+        self.honest
+    }
+
+    /// The inner product of two honest vectors less the center; the index after the last is the
+    /// direction.
+    pub fn product(&self, i: usize, j: usize) -> f64 {
+        self.products[i][j]
+    }
+
+    /// The squared distance between an honest vector and the center plus `factor` directions.
+    pub fn to_faulty(&self, i: usize, factor: f64) -> f64 {
+        let (n, g) = (self.honest, &self.products);
+        g[i][i] - 2.0 * factor * g[i][n] + factor * factor * g[n][n]
+    }
+
+    /// The squared distance between two honest vectors.
+    pub fn between(&self, i: usize, j: usize) -> f64 {
+        let g = &self.products;
+        g[i][i] - 2.0 * g[i][j] + g[j][j]
+    }
+
     /// The score of [`Attack::search`] for a factor.
     pub fn score(&self, factor: f64, faulty: usize) -> f64 {
         let (n, g) = (self.honest, &self.products);
-        let copy = factor * factor * g[n][n];
         // Coefficients of the average over pivots, in honest vectors and direction.
         let mut sum = vec![0.0; n + 1];
         for pivot in 0..n {
-            let to_copy = g[pivot][pivot] - 2.0 * factor * g[pivot][n] + copy;
+            let to_copy = self.to_faulty(pivot, factor);
             let mut list: Vec<(f64, usize)> = (0..n)
-                .map(|j| (g[pivot][pivot] - 2.0 * g[pivot][j] + g[j][j], j))
+                .map(|j| (self.between(pivot, j), j))
                 .chain(std::iter::repeat_n((to_copy, n), faulty))
                 .collect();
             list.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -169,15 +189,54 @@ impl Gram {
     }
 }
 
-/// The inner product, in eight fixed lanes.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let mut lanes = [0.0f64; 8];
-    let (a_blocks, b_blocks) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = a_blocks.remainder().iter().zip(b_blocks.remainder()).map(|(a, b)| a * b).sum();
-    for (a, b) in a_blocks.zip(b_blocks) {
-        lanes.iter_mut().zip(a.iter().zip(b)).for_each(|(lane, (a, b))| *lane += a * b);
+/// Coordinates of a block: for some 25 vectors together they fit the second cache.
+const BLOCK: usize = 512;
+
+/// Adds the inner products of the first `width` coordinates to the lower triangle.
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn add_products(block: &[[f64; BLOCK]], width: usize, products: &mut [Vec<f64>]) {
+    for (i, row) in products.iter_mut().enumerate() {
+        for (j, sum) in row[..=i].iter_mut().enumerate() {
+            *sum += dot(&block[i][..width], &block[j][..width]);
+        }
     }
+}
+
+/// The inner product, in sixteen fixed lanes.
+#[inline(always)]
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    let mut lanes = [0.0f64; 16];
+    let (a_blocks, a_rest) = a.as_chunks::<16>();
+    let (b_blocks, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for lane in 0..16 {
+            lanes[lane] += a[lane] * b[lane];
+        }
+    }
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     lanes.iter().sum::<f64>() + rest
+}
+
+/// Weighted sums of the same vectors, one for each list of (index, weight), in blocks of coordinates.
+pub fn combine(vectors: &[&[f64]], weights: &[Vec<(usize, f64)>], out: &mut [Vec<f64>]) {
+    let dim = vectors[0].len();
+    for from in (0..dim).step_by(BLOCK) {
+        let to = (from + BLOCK).min(dim);
+        for (weights, out) in weights.iter().zip(&mut *out) {
+            let out = &mut out[from..to];
+            out.fill(0.0);
+            for &(index, weight) in weights {
+                add_scaled(&vectors[index][from..to], weight, out);
+            }
+        }
+    }
+}
+
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn add_scaled(vector: &[f64], weight: f64, out: &mut [f64]) {
+    for (out, value) in out.iter_mut().zip(vector) {
+        *out += weight * value;
+    }
 }
 
 #[cfg(test)]

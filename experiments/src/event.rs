@@ -79,6 +79,8 @@ pub trait Network {
     fn on_edge(&mut self, time: Time, edge: usize);
     /// What is to become small, as the nodes lazily hold it.
     fn error(&self) -> f64;
+    /// A node's parameters as of its last event.
+    fn x(&self, node: usize) -> &[f64];
 }
 
 /// Counts at the moment an error was first reached.
@@ -175,11 +177,11 @@ const TRACE_POINTS: f64 = 1000.0;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::graph::Family;
+    use rumormill_topology::family::Family;
 
     #[test]
     fn the_same_seed_gives_the_same_events() {
-        let graph = Graph::uniform(Family::Cycle, 5).scaled(3.0);
+        let graph = Graph::uniform(Family::Ring, 5).scaled(3.0);
         let draw = |seed| {
             let mut clocks = Clocks::new(seed, &graph, 1.0);
             (0..100).map(|_| clocks.next_event()).collect::<Vec<_>>()
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn every_clock_ticks_at_its_rate() {
-        let mut graph = Graph::uniform(Family::Path, 3);
+        let mut graph = Graph::uniform(Family::Line, 3);
         graph.weights = vec![0.5, 4.0];
         let mut clocks = Clocks::new(1, &graph, 2.0);
         let mut counts = [0u32; 5];

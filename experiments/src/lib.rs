@@ -4,19 +4,24 @@
 //! [`problem`] holds the objectives and [`graph`] the communication graphs with their spectral
 //! numbers; [`reproduce`] compares what comes out with published or measured figures;
 //! [`vectors`] recomputes files of test vectors. [`simulation`] is the discrete-event network that
-//! drives the very protocol value of the daemon; [`soak`] mixes its troubles by seed.
+//! drives the very protocol value of the daemon; [`soak`] mixes its troubles by seed; [`sim`] runs
+//! scenario files on it and on the vector algorithms, with real models ([`trainer`]).
 
 pub mod attack;
+pub mod baseline;
+pub mod compare;
+pub mod course;
+pub mod data;
 pub mod event;
 pub mod graph;
-pub mod lb8;
-pub mod linear;
-pub mod mlp;
-pub mod mnist;
+pub mod lie;
 pub mod network;
 pub mod problem;
 pub mod reproduce;
+pub mod robust;
+pub mod sim;
 pub mod simulation;
 pub mod soak;
 pub mod spread;
+pub mod trainer;
 pub mod vectors;

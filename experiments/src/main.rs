@@ -7,7 +7,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use rumormill_experiments::{reproduce, soak, spread, vectors};
+use rumormill_experiments::sim::{self, Usage, plot};
+use rumormill_experiments::{compare, reproduce, soak, spread, vectors};
 
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
@@ -40,6 +41,18 @@ enum Command {
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
         trials: u64,
     },
+    /// Simulate a network described by a scenario file; exit 1 if a seed does not end as it should.
+    Sim(sim::SimArgs),
+    /// Draw the figures of a trace again.
+    Plot {
+        /// A trace.csv of `sim`.
+        trace: PathBuf,
+        /// The folder for the figures; made when missing.
+        #[arg(long, value_name = "FOLDER")]
+        out: PathBuf,
+    },
+    /// Run every algorithm on one problem: bytes sent, gradients or probes, and what is reached.
+    Compare(compare::CompareArgs),
     /// Repeat a published or measured result: claim, our number, reference, verdict.
     Reproduce {
         #[command(subcommand)]
@@ -53,7 +66,7 @@ fn main() -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
@@ -81,6 +94,9 @@ fn run(command: Command) -> Result<bool> {
             print!("{}", spread::table(trials)?);
             Ok(true)
         }
+        Command::Sim(args) => sim::run(&args),
+        Command::Plot { trace, out } => plot::run(&trace, &out).map(|()| true),
+        Command::Compare(args) => compare::run(&args).map(|()| true),
         Command::Reproduce { what } => reproduce::run(what),
     }
 }

@@ -5,6 +5,7 @@
 
 use rumormill::id::{Origin, RunId};
 use rumormill::time::Time;
+use rumormill::vector::acid;
 use rumormill::vector::dadao::{self, Constants};
 use rumormill::vector::onebyte::{self, Link, ScalarCodec, Stream};
 
@@ -66,11 +67,6 @@ impl<'a, O: Objective> Dadao<'a, O> {
             scratch: vec![0.0; problem.dim()],
         }
     }
-
-    /// The nodes as they lazily are.
-    pub fn nodes(&self) -> &[dadao::Node] {
-        &self.nodes
-    }
 }
 
 impl<O: Objective> Network for Dadao<'_, O> {
@@ -92,6 +88,68 @@ impl<O: Objective> Network for Dadao<'_, O> {
 
     fn error(&self) -> f64 {
         self.distances.mean()
+    }
+
+    fn x(&self, node: usize) -> &[f64] {
+        &self.nodes[node].state().x
+    }
+}
+
+/// A2CiD2, or plain pairwise averaging, with SGD steps whose size may fall with time.
+pub struct Acid<'a, O> {
+    problem: &'a O,
+    edges: &'a [(usize, usize)],
+    nodes: Vec<acid::Node>,
+    step: &'a dyn Fn(f64) -> f64,
+    distances: Distances<'a>,
+    scratch: Vec<f64>,
+}
+
+impl<'a, O: Objective> Acid<'a, O> {
+    /// A network at time zero; `step` gives the step size at a time.
+    pub fn new(
+        problem: &'a O,
+        edges: &'a [(usize, usize)],
+        constants: acid::Constants,
+        step: &'a dyn Fn(f64) -> f64,
+        start: &[Vec<f64>],
+        optimum: &'a [f64],
+    ) -> Self {
+        let node = |x: &Vec<f64>| acid::Node::new(constants, x.clone());
+        Acid {
+            problem,
+            edges,
+            nodes: start.iter().map(node).collect(),
+            step,
+            distances: Distances::new(optimum, start),
+            scratch: vec![0.0; problem.dim()],
+        }
+    }
+}
+
+impl<O: Objective> Network for Acid<'_, O> {
+    fn on_gradient(&mut self, time: Time, node: usize) {
+        let (problem, step) = (self.problem, (self.step)(time.as_secs_f64()));
+        self.nodes[node].on_gradient(time, step, &mut self.scratch, |x, out| {
+            problem.gradient(node, x, out);
+        });
+        self.distances.set(node, self.nodes[node].x());
+    }
+
+    fn on_edge(&mut self, time: Time, edge: usize) {
+        let (i, j) = self.edges[edge];
+        let (a, b) = pair(&mut self.nodes, (i, j));
+        acid::exchange(time, a, b, &mut self.scratch);
+        self.distances.set(i, a.x());
+        self.distances.set(j, b.x());
+    }
+
+    fn error(&self) -> f64 {
+        self.distances.mean()
+    }
+
+    fn x(&self, node: usize) -> &[f64] {
+        self.nodes[node].x()
     }
 }
 
@@ -175,16 +233,21 @@ impl<O: Objective, C: ScalarCodec> Network for OneByte<'_, O, C> {
     fn error(&self) -> f64 {
         self.distances.mean()
     }
+
+    fn x(&self, node: usize) -> &[f64] {
+        &self.nodes[node].dadao().state().x
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::event::{self, Clocks, End};
-    use crate::graph::{Family, Graph};
+    use crate::graph::Graph;
     use crate::problem::LeastSquares;
     use rumormill::vector::dadao::Rates;
     use rumormill::vector::onebyte::TrackedLb8;
+    use rumormill_topology::family::Family;
 
     fn constants(problem: &LeastSquares, graph: &Graph, margin: f64) -> Constants {
         let (mu, smoothness) = problem.curvature();
@@ -195,7 +258,7 @@ mod tests {
     fn dense_and_one_byte_reach_the_optimum_in_about_the_same_time() {
         let (problem, start) = LeastSquares::generate(1, 6, 3, 30);
         let optimum = problem.minimizer().unwrap();
-        let graph = Graph::uniform(Family::Cycle, 6);
+        let graph = Graph::uniform(Family::Ring, 6);
         let graph = graph.clone().scaled(graph.chi().rate_min());
         let constants = constants(&problem, &graph, 1.0);
         let mut dense = Dadao::new(&problem, &graph.edges, &constants, &start, &optimum);
@@ -214,7 +277,7 @@ mod tests {
     fn a_rate_that_is_too_low_ends_as_diverged_and_not_as_nan() {
         let (problem, start) = LeastSquares::generate(2, 8, 2, 30);
         let optimum = problem.minimizer().unwrap();
-        let graph = Graph::uniform(Family::Cycle, 8);
+        let graph = Graph::uniform(Family::Ring, 8);
         let rate = graph.chi().rate_min();
         let constants = constants(&problem, &graph.clone().scaled(rate), 1.0);
         let mut network = Dadao::new(&problem, &graph.edges, &constants, &start, &optimum);

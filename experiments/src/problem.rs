@@ -1,9 +1,12 @@
-//! Strongly convex objectives, one per node, with exact gradients and their optimum.
+//! Objectives, one per node: least squares and logistic ones made from rows, and any model of the
+//! library on shards of a data set.
 
+use std::cell::RefCell;
+
+use nalgebra::{DMatrix, DVector};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-
-use crate::linear;
+use rumormill::objective::{self, Scratch};
 
 /// A sum of per-node objectives.
 pub trait Objective {
@@ -13,8 +16,6 @@ pub trait Objective {
     fn dim(&self) -> usize;
     /// Writes `∇f_node(x)` into `out`, both of length `dim`.
     fn gradient(&self, node: usize, x: &[f64], out: &mut [f64]);
-    /// μ and L: the least strong convexity and the largest smoothness of any node.
-    fn curvature(&self) -> (f64, f64);
 }
 
 /// `f_i(x) = (1/m) Σ_r (A_i[r]·x − b_i[r])²`, held as the d×d quadratic it is, so that a gradient
@@ -63,17 +64,26 @@ impl LeastSquares {
         (LeastSquares::new(&all_rows, &all_targets), start)
     }
 
+    /// μ and L: the least strong convexity and the largest smoothness of any node.
+    pub fn curvature(&self) -> (f64, f64) {
+        let mut range = (f64::INFINITY, 0.0f64);
+        for (hessian, _) in &self.quadratics {
+            let hessian = DMatrix::from_row_slice(self.dim, self.dim, hessian);
+            let values = hessian.symmetric_eigenvalues();
+            range = (range.0.min(values.min()), range.1.max(values.max()));
+        }
+        range
+    }
+
     /// The minimizer of the sum; `None` when it is not unique.
     pub fn minimizer(&self) -> Option<Vec<f64>> {
-        let mut a = vec![vec![0.0; self.dim]; self.dim];
-        let mut b = vec![0.0; self.dim];
+        let mut a = DMatrix::zeros(self.dim, self.dim);
+        let mut b = DVector::zeros(self.dim);
         for (hessian, linear) in &self.quadratics {
-            for (row, values) in a.iter_mut().zip(hessian.chunks(self.dim)) {
-                row.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            }
-            b.iter_mut().zip(linear).for_each(|(sum, value)| *sum += value);
+            a += DMatrix::from_row_slice(self.dim, self.dim, hessian);
+            b += DVector::from_column_slice(linear);
         }
-        linear::solve(a, b)
+        a.cholesky().map(|a| a.solve(&b).as_slice().to_vec())
     }
 }
 
@@ -106,16 +116,6 @@ impl Objective for LeastSquares {
         for ((out, row), b) in out.iter_mut().zip(hessian.chunks_exact(self.dim)).zip(linear) {
             *out = row.iter().zip(x).map(|(a, x)| a * x).sum::<f64>() - b;
         }
-    }
-
-    fn curvature(&self) -> (f64, f64) {
-        let mut range = (f64::INFINITY, 0.0f64);
-        for (hessian, _) in &self.quadratics {
-            let rows = hessian.chunks(self.dim).map(<[f64]>::to_vec).collect();
-            let (values, _) = linear::eigen(rows);
-            range = (range.0.min(values[0]), range.1.max(values[self.dim - 1]));
-        }
-        range
     }
 }
 
@@ -151,15 +151,103 @@ impl Objective for Logistic {
             *out = *out / rows.len() as f64 + self.mu * x;
         }
     }
+}
 
+impl Logistic {
     /// μ and the usual bound `max(μ, max_i mean|a|²/4)`, which leaves the penalty out of L as the
     /// published program does.
-    fn curvature(&self) -> (f64, f64) {
+    pub fn curvature(&self) -> (f64, f64) {
         let bound = |rows: &Vec<Vec<f64>>| {
             rows.iter().flatten().map(|a| a * a).sum::<f64>() / (4.0 * rows.len() as f64)
         };
         (self.mu, self.rows.iter().map(bound).fold(self.mu, f64::max))
     }
+}
+
+/// A model of the library on shards of the training rows: `f_i` is the mean loss over shard `i`
+/// times `m_i n / m`, so that the mean of the `f_i` is the mean loss over all `m` dealt rows
+/// whatever the sizes `m_i` of the `n` shards.
+pub struct Sharded<'a> {
+    model: &'a dyn objective::Objective,
+    dim: usize,
+    shards: Vec<Vec<u32>>,
+    /// `m_i n / m`.
+    weights: Vec<f64>,
+    /// Rows of a gradient; `None` takes all of the shard.
+    batch: Option<usize>,
+    /// What a gradient needs beside its arguments: it is not part of the function.
+    scratch: RefCell<(Scratch, ChaCha8Rng, Vec<u32>)>,
+}
+
+impl<'a> Sharded<'a> {
+    /// The model on these shards. With `batch`, gradients are over as many rows drawn with
+    /// replacement under `seed`.
+    ///
+    /// # Panics
+    /// If a shard is empty.
+    pub fn new(
+        model: &'a dyn objective::Objective,
+        shards: Vec<Vec<u32>>,
+        batch: Option<usize>,
+        seed: u64,
+    ) -> Sharded<'a> {
+        assert!(shards.iter().all(|shard| !shard.is_empty()), "every node has rows");
+        let dim = model.tensors().iter().map(objective::TensorSpec::len).sum();
+        let mean = shards.iter().map(Vec::len).sum::<usize>() as f64 / shards.len() as f64;
+        let weights = shards.iter().map(|shard| shard.len() as f64 / mean).collect();
+        let scratch = (Scratch::default(), ChaCha8Rng::seed_from_u64(seed), Vec::new());
+        Sharded { model, dim, shards, weights, batch, scratch: RefCell::new(scratch) }
+    }
+
+    /// The rows of each node.
+    pub fn shards(&self) -> &[Vec<u32>] {
+        &self.shards
+    }
+
+    /// μ and L over all nodes; `None` if the model is not convex.
+    pub fn curvature(&self) -> Option<(f64, f64)> {
+        let mut scratch = self.scratch.borrow_mut();
+        let mut range = (f64::INFINITY, 0.0f64);
+        for (shard, weight) in self.shards.iter().zip(&self.weights) {
+            let (mu, smoothness) = self.model.curvature(shard, &mut scratch.0)?;
+            range = (range.0.min(weight * mu), range.1.max(weight * smoothness));
+        }
+        Some(range)
+    }
+
+    /// The mean loss over some rows, and its gradient.
+    pub fn loss(&self, x: &[f64], rows: &[u32], gradient: &mut [f64]) -> f64 {
+        self.model.gradient(x, rows, gradient, &mut self.scratch.borrow_mut().0)
+    }
+}
+
+impl Objective for Sharded<'_> {
+    fn nodes(&self) -> usize {
+        self.shards.len()
+    }
+
+    fn dim(&self) -> usize {
+        self.dim
+    }
+
+    fn gradient(&self, node: usize, x: &[f64], out: &mut [f64]) {
+        let (scratch, rng, rows) = &mut *self.scratch.borrow_mut();
+        let shard = &self.shards[node];
+        match self.batch {
+            None => self.model.gradient(x, shard, out, scratch),
+            Some(batch) => {
+                rows.clear();
+                rows.extend((0..batch).map(|_| shard[below(rng, shard.len())]));
+                self.model.gradient(x, rows, out, scratch)
+            }
+        };
+        out.iter_mut().for_each(|slope| *slope *= self.weights[node]);
+    }
+}
+
+/// A number below `count`; the bias of a 64-bit remainder is of no account here.
+pub fn below(rng: &mut ChaCha8Rng, count: usize) -> usize {
+    (rng.next_u64() % count as u64) as usize
 }
 
 /// A number in [0, 1), 53 bits.

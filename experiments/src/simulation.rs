@@ -32,6 +32,8 @@ pub struct LinkModel {
     pub latency: Time,
     /// Added uniformly at random.
     pub jitter: Time,
+    /// Standard deviation of the logarithm of a log-normal factor, of median 1, on both.
+    pub sigma: f64,
     /// Probability that a frame is lost.
     pub loss: f64,
     /// Probability that a frame arrives twice.
@@ -45,6 +47,7 @@ impl Default for LinkModel {
         LinkModel {
             latency: Time::from_millis(1),
             jitter: Time::from_millis(1),
+            sigma: 0.0,
             loss: 0.0,
             duplication: 0.0,
             reorder: 0.0,
@@ -150,6 +153,8 @@ pub struct Simulation<T: Trainer> {
     sequence: u64,
     /// Now.
     pub now: Time,
+    /// Bytes of all frames that went out, those that were lost among them.
+    pub bytes_sent: u64,
     rng: KeyedRng,
     /// What probes measure.
     pub trainer: T,
@@ -197,6 +202,7 @@ impl<T: Trainer> Simulation<T> {
             queue: BinaryHeap::new(),
             sequence: 0,
             now: Time::ZERO,
+            bytes_sent: 0,
             rng: KeyedRng::from_seed("rumormill v1 simulated network", seed, 0),
             trainer,
         }
@@ -333,12 +339,24 @@ impl<T: Trainer> Simulation<T> {
         self.nodes[node].liar = Some(liar);
     }
 
+    /// A time on the way, with the factor of the link's distribution.
+    fn stretched(&mut self, span: Time) -> Time {
+        if self.link.sigma == 0.0 {
+            return span;
+        }
+        // Box–Muller; the second of the pair is dropped.
+        let radius = (-2.0 * self.rng.unit_f64().ln()).sqrt();
+        let normal = radius * (std::f64::consts::TAU * self.rng.unit_f64()).cos();
+        Time::from_secs_f64(span.as_secs_f64() * (self.link.sigma * normal).exp())
+    }
+
     fn transmit(&mut self, node: usize, to: usize, bytes: Vec<u8>) {
+        self.bytes_sent += bytes.len() as u64;
         if !self.carries(node, to) || self.chance(self.link.loss) {
             return;
         }
         let jitter = Time((self.rng.unit_f64() * self.link.jitter.0 as f64) as u64);
-        let mut arrival = self.now + self.link.latency + jitter;
+        let mut arrival = self.now + self.stretched(self.link.latency + jitter);
         if !self.chance(self.link.reorder) {
             let last = self.arrivals.entry((node, to)).or_default();
             arrival = arrival.max(*last);
@@ -371,7 +389,8 @@ impl<T: Trainer> Simulation<T> {
                 })
             }
         });
-        let due = self.now + self.link.latency + self.link.latency + self.link.jitter;
+        let way = self.link.latency + self.link.latency + self.link.jitter;
+        let due = self.now + self.stretched(way);
         self.push(due, Happening::Answer { to: node, from: to, response });
     }
 
@@ -412,14 +431,12 @@ impl<T: Trainer> Simulation<T> {
     }
 
     /// Runs until all nodes that are up may leave and nothing is planned, or until
-    /// `limit`. Returns whether all are done.
+    /// `limit`; what is due later stays, and another call goes on. Returns whether all are done.
     pub fn run(&mut self, limit: Time) -> bool {
         let mut planned = self.queue.iter().filter(|q| matches!(q.happening, Happening::Action(_)));
         let mut actions = planned.by_ref().count();
-        while let Some(queued) = self.queue.pop() {
-            if queued.at > limit {
-                return false;
-            }
+        while self.queue.peek().is_some_and(|queued| queued.at <= limit) {
+            let queued = self.queue.pop().expect("it was looked at");
             self.now = queued.at;
             match queued.happening {
                 Happening::Wake(node) => {
@@ -450,6 +467,11 @@ impl<T: Trainer> Simulation<T> {
             }
         }
         false
+    }
+
+    /// Whether an action is still to come.
+    pub fn is_planned(&self) -> bool {
+        self.queue.iter().any(|queued| matches!(queued.happening, Happening::Action(_)))
     }
 
     fn all_done(&self) -> bool {

@@ -68,6 +68,7 @@ pub fn scenario(seed: u64) -> Result<(), String> {
         loss: 0.3 * rng.unit_f64(),
         duplication: 0.3 * rng.unit_f64(),
         reorder: 0.3 * rng.unit_f64(),
+        ..LinkModel::default()
     };
     let manifest = some_manifest(n, &mut rng);
     let edges = some_graph(n, &mut rng);

@@ -15,14 +15,15 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use rumormill::lb8;
 use rumormill::time::Time;
 use rumormill::vector::acid;
 use rumormill::vector::dadao::{self, Chi, Constants, Flow, Rates};
 use rumormill::vector::monna::{average, distance, nearest};
+use rumormill_topology::family::Family;
 
 use crate::attack::{self, Attack};
-use crate::graph::{Family, Graph};
-use crate::lb8;
+use crate::graph::Graph;
 use crate::problem::{LeastSquares, Logistic, Objective};
 
 /// What a file gave.
@@ -153,7 +154,8 @@ struct Lb8Case {
 
 fn lb8_file(file: &Lb8File, tally: &mut Tally) -> Result<()> {
     let f32_bits = |value: f32| format!("{:08x}", value.to_bits());
-    let roots: Vec<f32> = lb8::OCTAVE_ROOTS_BITS.iter().copied().map(f32::from_bits).collect();
+    // The eight codes from the unit on.
+    let roots: Vec<f32> = (96..104).map(lb8::level).collect();
     tally.beside(|check| {
         check.same(&(8, 96), &(file.codes_per_octave, file.bias));
         check.same(&roots.iter().copied().map(f32_bits).collect(), &file.octave_roots_f32_bits);
@@ -409,7 +411,7 @@ fn dadao_file(file: &DadaoFile, tally: &mut Tally) -> Result<()> {
         (Some(ours), Some(theirs)) => check.all_near(ours, theirs, STATE),
         _ => check.right = false,
     });
-    dadao_run(linear, &squares, tally).context("linear_cycle4")?;
+    dadao_run(linear, &squares, squares.curvature(), tally).context("linear_cycle4")?;
     dadao_long(&file.linear_cycle4_long, linear, &squares, tally)?;
 
     let logistic = &file.logistic_path4;
@@ -419,7 +421,7 @@ fn dadao_file(file: &DadaoFile, tally: &mut Tally) -> Result<()> {
         labels: logistic.problem.b.clone(),
         mu: logistic.problem.mu,
     };
-    dadao_run(logistic, &problem, tally).context("logistic_path4")?;
+    dadao_run(logistic, &problem, problem.curvature(), tally).context("logistic_path4")?;
 
     acid_run(&file.acid_cycle4, linear, &squares, tally).context("acid_cycle4")?;
     acid_constants(&file.acid_constants, tally)?;
@@ -501,11 +503,15 @@ fn run_constants(run: &DadaoRun) -> Result<(Constants, Vec<(&'static str, f64)>)
     Ok((constants, graph_numbers))
 }
 
-fn dadao_run(run: &DadaoRun, problem: &impl Objective, tally: &mut Tally) -> Result<()> {
+fn dadao_run(
+    run: &DadaoRun,
+    problem: &impl Objective,
+    (mu, smoothness): (f64, f64),
+    tally: &mut Tally,
+) -> Result<()> {
     let (constants, graph_numbers) = run_constants(run)?;
     numbers(&run.constants, &named(&constants), true, tally)?;
     numbers(&run.graph, &graph_numbers, false, tally)?;
-    let (mu, smoothness) = problem.curvature();
     tally.beside(|check| {
         check.relative(mu, run.problem.mu, SPECTRAL);
         check.relative(smoothness, run.problem.L, SPECTRAL);
@@ -651,7 +657,7 @@ fn acid_run(
     problem: &impl Objective,
     tally: &mut Tally,
 ) -> Result<()> {
-    let chi = neighborly(Family::Cycle, linear.problem.n, 1.0);
+    let chi = neighborly(Family::Ring, linear.problem.n, 1.0);
     let constants = acid::Constants::new(chi)?;
     let pairs = [
         (chi.chi_1, run.chi1),
@@ -699,7 +705,7 @@ fn acid_constants(
         let parts: Vec<&str> = name.split('_').collect();
         let &[family, nodes, rate] = &parts[..] else { bail!("unknown A2CiD2 entry {name:?}") };
         let family = match family {
-            "cycle" => Family::Cycle,
+            "cycle" => Family::Ring,
             "exponential" => Family::Exponential,
             other => bail!("unknown family {other:?} in {name:?}"),
         };

@@ -11,17 +11,18 @@ use rand_chacha::rand_core::SeedableRng;
 
 use rumormill::time::Time;
 use rumormill::vector::acid::{self, Constants};
+use rumormill_topology::family::Family;
 
 use super::{Report, mean};
 use crate::event::{self, Clocks, Network};
-use crate::graph::{Family, Graph};
+use crate::graph::Graph;
 use crate::problem::normal;
 
 /// Communications per node to cut the squared consensus error a million times: plain, A2CiD2.
 const REFERENCE: [(Family, usize, f64, f64); 8] = [
-    (Family::Cycle, 16, 156.0, 68.0),
-    (Family::Cycle, 64, 2117.0, 278.0),
-    (Family::Path, 16, 532.0, 121.0),
+    (Family::Ring, 16, 156.0, 68.0),
+    (Family::Ring, 64, 2117.0, 278.0),
+    (Family::Line, 16, 532.0, 121.0),
     (Family::Grid, 16, 62.0, 42.0),
     (Family::Star, 16, 31.8, 29.8),
     (Family::Exponential, 16, 25.8, 26.0),
@@ -110,6 +111,10 @@ impl Network for Averaging {
         };
         (0..self.scratch.len()).map(squared).sum::<f64>() / count
     }
+
+    fn x(&self, node: usize) -> &[f64] {
+        self.nodes[node].x()
+    }
 }
 
 /// Runs every claim.
@@ -126,13 +131,10 @@ pub fn reproduce(streams: u64) -> Report {
         let accelerated = Constants::new(graph.chi()).expect("the families are connected");
         let plain = averaging(&graph, Constants::PLAIN, streams);
         let acid = averaging(&graph, accelerated, streams);
-        csv.push(format!("{},{nodes},{plain},{acid}", family.name()));
+        csv.push(format!("{},{nodes},{plain},{acid}", family));
         let near = |ours: f64, theirs: f64| (ours / theirs - 1.0).abs() <= TOLERANCE;
         report.claim(
-            format!(
-                "{}{nodes}: communications a node, plain -> A2CiD2, within 10 %",
-                family.name()
-            ),
+            format!("{}{nodes}: communications a node, plain -> A2CiD2, within 10 %", family),
             format!("{plain:.1} -> {acid:.1}"),
             format!("{plain_reference} -> {acid_reference}"),
             near(plain, plain_reference) && near(acid, acid_reference),
@@ -186,7 +188,7 @@ fn ring(nodes: usize, streams: u64, report: &mut Report) {
 
 /// The mean squared consensus error over the last three quarters of 2000 units of time.
 fn steady(nodes: usize, rate: f64, accelerate: bool, training: Training, streams: u64) -> f64 {
-    let graph = Graph::neighborly(Family::Cycle, nodes, rate);
+    let graph = Graph::neighborly(Family::Ring, nodes, rate);
     let constants = if accelerate {
         Constants::new(graph.chi()).expect("a ring is connected")
     } else {

@@ -14,10 +14,11 @@ use serde::Deserialize;
 use rumormill::id::RunId;
 use rumormill::vector::dadao::{Constants, Rates};
 use rumormill::vector::onebyte::{Exact, ScalarCodec, TrackedLb8};
+use rumormill_topology::family::Family;
 
 use super::{Report, mean, spread_percent};
 use crate::event::{self, Clocks, End, Mark, Network, Outcome};
-use crate::graph::{Family, Graph};
+use crate::graph::Graph;
 use crate::network::{Dadao, OneByte};
 use crate::problem::{LeastSquares, Objective};
 
@@ -55,12 +56,12 @@ const REFERENCE: [Reference; 5] = [
         others: [(4053.0, 6651.0), (4274.0, 6735.0)],
     },
     Reference {
-        family: Family::Cycle,
+        family: Family::Ring,
         first: [(2259.0, 5407.0), (3426.0, 8363.0), (4541.0, 11157.0)],
         others: [(4009.0, 9855.0), (4298.0, 10219.0)],
     },
     Reference {
-        family: Family::Path,
+        family: Family::Line,
         first: [(2267.0, 10644.0), (3438.0, 15918.0), (4543.0, 21434.0)],
         others: [(3889.0, 18480.0), (4205.0, 19289.0)],
     },
@@ -241,7 +242,7 @@ fn counts(
     csv: &mut Vec<String>,
 ) -> Result<()> {
     let setup = Setup::uniform(reference.family);
-    let name = reference.family.name();
+    let name = reference.family;
     let mut all = Vec::new();
     for (index, instance) in instances.iter().enumerate() {
         let outcomes = (0..streams)
@@ -311,7 +312,7 @@ fn barbell(instances: &[Instance], streams: u64, report: &mut Report) -> Result<
     let claim = "barbell, uniform rates: to 1e-9, mean of instances, within 5 %";
     report.claim(claim, pair(uniform), "4212/32549", good);
 
-    let setup = Setup { graph: Graph::barbell_16_optimal(), margin: 1.0, rate: 1.0 };
+    let setup = Setup { graph: Graph::optimal(Family::Barbell, 16), margin: 1.0, rate: 1.0 };
     let optimal = everywhere(&setup, instances, streams)?.map(|mark| (mark.0, mark.1));
     let good = optimal.is_some_and(|ours| ours.1 <= 9.1e3);
     let claim = "barbell, optimal rates: at most 9.1e3 communications to 1e-9";
@@ -320,13 +321,13 @@ fn barbell(instances: &[Instance], streams: u64, report: &mut Report) -> Result<
 }
 
 fn margin(instances: &[Instance], streams: u64, report: &mut Report) -> Result<()> {
-    let setup = Setup { margin: 2.0, rate: 0.5, ..Setup::uniform(Family::Cycle) };
+    let setup = Setup { margin: 2.0, rate: 0.5, ..Setup::uniform(Family::Ring) };
     let ours = everywhere(&setup, &instances[..1], streams)?.map(|mark| (mark.0, mark.1));
     let good = ours.is_some_and(|ours| ours.0 <= 5.2e3 && ours.1 <= 6.5e3);
     let claim = "cycle, beta~ at 2R and half the rate: at most 5.2e3/6.5e3 to 1e-9, instance 0";
     report.claim(claim, pair(ours), "4988/6214", good);
 
-    let setup = Setup { rate: 0.5, ..Setup::uniform(Family::Cycle) };
+    let setup = Setup { rate: 0.5, ..Setup::uniform(Family::Ring) };
     let outcome = setup.dense(&instances[0], 7, &[1e-9])?;
     let good = outcome.end == End::Diverged;
     let ours = format!("{:?} at time {:.0}", outcome.end, outcome.last.time);
@@ -340,7 +341,7 @@ fn accuracy(instances: &[Instance], report: &mut Report) -> Result<()> {
     let worst: Option<f64> = instances
         .iter()
         .map(|instance| {
-            let outcome = Setup::uniform(Family::Cycle).dense(instance, 3, &goals)?;
+            let outcome = Setup::uniform(Family::Ring).dense(instance, 3, &goals)?;
             Ok(outcome.marks[2].map(|mark| mark.time))
         })
         .collect::<Result<Vec<_>>>()?
@@ -353,7 +354,7 @@ fn accuracy(instances: &[Instance], report: &mut Report) -> Result<()> {
 }
 
 fn one_byte(instances: &[Instance], streams: u64, report: &mut Report) -> Result<()> {
-    let setup = Setup::uniform(Family::Cycle);
+    let setup = Setup::uniform(Family::Ring);
     let goals = [1e-9];
     let instance = &instances[0];
     let streams = 0..streams;
@@ -390,7 +391,7 @@ fn one_byte(instances: &[Instance], streams: u64, report: &mut Report) -> Result
 }
 
 fn speed(instance: &Instance, report: &mut Report) -> Result<()> {
-    let setup = Setup::uniform(Family::Cycle);
+    let setup = Setup::uniform(Family::Ring);
     let (graph, constants) = setup.rated(instance)?;
     let Instance { problem, start, optimum, .. } = instance;
     let mut network = Dadao::new(problem, &graph.edges, &constants, start, optimum);

@@ -1,6 +1,7 @@
 //! Reproductions: each repeats figures of a paper or of a reference program and ends with a table
 //! of claim, our number, reference number and verdict.
 
+pub mod a9a;
 pub mod acid;
 pub mod dadao;
 pub mod monna;
@@ -30,17 +31,35 @@ pub enum What {
         #[command(flatten)]
         options: Options,
     },
+    /// DADAO, A2CiD2, gossip, D-SGD and one-byte DADAO on a9a: logistic regression, a ring of 16.
+    A9a {
+        /// The LIBSVM file a9a, gzipped or not.
+        #[arg(long)]
+        data: PathBuf,
+        /// Seed of the deal of rows and of the event streams.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// A folder for the CSV file; made when missing.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// MoNNA: 26 nodes, 5 faulty, an MLP on MNIST under four attacks.
     Monna {
         /// A folder with the four gzipped MNIST idx files.
         #[arg(long)]
         data: PathBuf,
-        /// Seeds 1, 2, …; about two CPU minutes each at 600 steps.
+        /// How many seeds; about four CPU minutes each at 600 steps.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
         seeds: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 1)]
+        from: u64,
         /// Steps, a multiple of 50, at least 150.
         #[arg(long, default_value_t = 600)]
         steps: usize,
+        /// Compare rival rules on a smaller network for 100 steps instead.
+        #[arg(long, conflicts_with = "steps")]
+        rules: bool,
         /// A folder for the CSV files; made when missing.
         #[arg(long)]
         out: Option<PathBuf>,
@@ -70,7 +89,15 @@ pub fn run(what: What) -> Result<bool> {
             (dadao::reproduce(instances.as_deref(), streams)?, options.out)
         }
         What::Acid { options } => (acid::reproduce(options.streams.unwrap_or(10)), options.out),
-        What::Monna { data, seeds, steps, out } => (monna::reproduce(&data, seeds, steps)?, out),
+        What::A9a { data, seed, out } => (a9a::reproduce(&data, seed)?, out),
+        What::Monna { data, seeds, from, steps, rules, out } => {
+            let seeds = from..from.saturating_add(seeds);
+            let report = match rules {
+                true => monna::rules(&data, seeds)?,
+                false => monna::reproduce(&data, seeds, steps)?,
+            };
+            (report, out)
+        }
     };
     if let Some(folder) = &out {
         report.write(folder)?;
@@ -90,6 +117,8 @@ pub struct Claim {
     pub reference: String,
     /// Whether ours agrees, by the tolerance the claim names.
     pub reproduced: bool,
+    /// Why it was not, where that is known.
+    pub why_not: Option<String>,
 }
 
 /// All claims of a reproduction with the raw numbers.
@@ -111,11 +140,24 @@ impl Report {
         reference: impl Into<String>,
         reproduced: bool,
     ) {
+        self.explained(claim, ours, reference, reproduced, "");
+    }
+
+    /// A claim with the reason that is given when it is not reproduced; empty if none is known.
+    fn explained(
+        &mut self,
+        claim: impl Into<String>,
+        ours: impl Into<String>,
+        reference: impl Into<String>,
+        reproduced: bool,
+        why_not: impl Into<String>,
+    ) {
         let claim = Claim {
             claim: claim.into(),
             ours: ours.into(),
             reference: reference.into(),
             reproduced,
+            why_not: Some(why_not.into()).filter(|why| !reproduced && !why.is_empty()),
         };
         eprintln!("{claim}");
         self.claims.push(claim);
@@ -136,12 +178,10 @@ impl Report {
 
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Claim { claim, ours, reference, .. } = self;
         let verdict = if self.reproduced { "reproduced" } else { "NOT REPRODUCED" };
-        write!(
-            f,
-            "{}\n    ours {}   reference {}   {verdict}",
-            self.claim, self.ours, self.reference
-        )
+        write!(f, "{claim}\n    ours {ours}   reference {reference}   {verdict}")?;
+        self.why_not.iter().try_for_each(|why| write!(f, ": {why}"))
     }
 }
 
@@ -162,6 +202,12 @@ impl fmt::Display for Report {
 fn spread_percent(values: impl Iterator<Item = f64> + Clone) -> f64 {
     let center = mean(values.clone());
     100.0 * mean(values.map(|value| (value / center - 1.0).powi(2))).sqrt()
+}
+
+/// The standard deviation of some numbers around their mean.
+fn spread(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    let center = mean(values.clone());
+    mean(values.map(|value| (value - center).powi(2))).sqrt()
 }
 
 /// The mean of some numbers; NaN when there are none.

@@ -1,0 +1,21 @@
+//! Data sets from disk.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rumormill::data::Dataset;
+use rumormill::data::source::{DataFormat, DataSource, Found};
+
+/// Loads `digits`, a folder of idx files or a file with its test rows.
+///
+/// # Errors
+/// When a file cannot be read or holds something else.
+pub fn load(data: &str, test: Option<&Path>, format: Option<DataFormat>) -> Result<Dataset> {
+    let source = DataSource { data: data.into(), test: test.map(Path::to_owned), format };
+    let look = |path: &Path| match fs::metadata(path)?.is_dir() {
+        true => Ok(Found::Folder),
+        false => fs::read(path).map(Found::File),
+    };
+    source.load(&look).with_context(|| format!("cannot load {data}"))
+}
