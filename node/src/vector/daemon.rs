@@ -122,6 +122,8 @@ pub(crate) struct VectorDaemon {
     gradients: mpsc::Receiver<Vec<f64>>,
     neighbors: BTreeMap<NodeId, Vec<Multiaddr>>,
     links: BTreeMap<NodeId, PeerId>,
+    /// All neighbors have been connected at once.
+    met_all: bool,
     offences: BTreeMap<NodeId, u32>,
     started: Instant,
     timeout: Duration,
@@ -152,6 +154,7 @@ impl VectorDaemon {
             gradients,
             neighbors: BTreeMap::new(),
             links: BTreeMap::new(),
+            met_all: false,
             offences: BTreeMap::new(),
             started: Instant::now(),
             timeout,
@@ -283,6 +286,7 @@ impl VectorDaemon {
                 let node = node_of(peer).filter(|node| self.neighbors.contains_key(node));
                 if let Some(node) = node {
                     self.links.insert(node, peer);
+                    self.met_all |= self.links.len() == self.neighbors.len();
                     self.feed(Input::Connected(node));
                 }
             }
@@ -302,9 +306,11 @@ impl VectorDaemon {
                 warn!(%peer, ?reason, "a peer sent what is no frame; connection closed");
                 self.network.ban(peer, BAN);
             }
-            NetworkEvent::DialFailed { reason, hint, .. } => {
+            // At the end neighbors leave one by one, and that is no trouble.
+            NetworkEvent::DialFailed { reason, hint, .. } if !self.met_all => {
                 warn!(reason, hint, "cannot reach a peer");
             }
+            NetworkEvent::DialFailed { reason, .. } => debug!(reason, "cannot reach a peer"),
             NetworkEvent::ListenFailed { reason, .. } => error!(reason, "a listener stopped"),
             // Vector runs have no history to ask for and seek nobody.
             NetworkEvent::Request { .. }

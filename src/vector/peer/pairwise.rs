@@ -42,8 +42,12 @@ const BACKLOG_MAX: u32 = 4;
 /// must not stop the others.
 const ANSWER_MAX: Time = Time::from_millis(2_000);
 
-/// Edge events over which the realised rate is judged.
+/// Edge events over which the realised rate is judged: a standard deviation of 3.5 %.
 const RATE_EVENTS: f64 = 400.0;
+
+/// The realised rate is looked at after every event, so the alarm is seven deviations away; below
+/// it DADAO crawls, and below 0.6 it diverges.
+const RATE_RATIO_MIN: f64 = 0.75;
 
 /// The expected magnitude of the first scalars of one-byte DADAO is 2 to this power; the scale
 /// follows the stream within a few dozen symbols.
@@ -506,9 +510,12 @@ impl Pairwise {
         let time = self.time;
         let Some(guard) = &mut self.guard else { return };
         guard.on_edge(time);
-        if let dadao::RateVerdict::Low(ratio) = guard.verdict(time) {
-            self.guard = None;
-            out.push(Output::Event(Event::RateLow { ratio }));
+        match guard.verdict(time) {
+            dadao::RateVerdict::Low(ratio) if ratio < RATE_RATIO_MIN => {
+                self.guard = None;
+                out.push(Output::Event(Event::RateLow { ratio }));
+            }
+            _ => {}
         }
     }
 
