@@ -58,13 +58,15 @@ impl Deal {
         };
         let rest = slots - common;
         let mut starts = vec![0; roster_len];
+        let mut works = vec![false; roster_len];
         for (position, &member) in members.iter().enumerate() {
             starts[usize::from(member)] = (position * rest / members.len()) as u32;
+            works[usize::from(member)] = true;
         }
         // Members that were absent lately and come back join the walk of another.
         let mut absent = 0;
         for (origin, start) in starts.iter_mut().enumerate() {
-            if !members.contains(&(origin as u16)) {
+            if !works[origin] {
                 *start = (absent * rest / members.len().max(1)) as u32 % rest.max(1) as u32;
                 absent += 1;
             }
@@ -75,6 +77,14 @@ impl Deal {
     /// Number of directions.
     pub fn directions(&self) -> u32 {
         self.order.len() as u32
+    }
+
+    /// The slots of an origin's probes in order, from its first one on.
+    pub fn walk(&self, origin: Origin) -> impl Iterator<Item = Slot> + '_ {
+        let (common, rest) = self.order.split_at(self.common);
+        let start = self.starts.get(origin.index()).copied().unwrap_or(0) as usize;
+        let (before, after) = rest.split_at(start.min(rest.len()));
+        common.iter().chain(after).chain(before).map(|&slot| Slot(slot))
     }
 
     /// The slot of an origin's probe number `position` (from 0, below the number of directions).
@@ -167,5 +177,7 @@ mod tests {
         assert_eq!(walk, [4, 0, 5, 6, 3, 2, 1, 7]);
         let walk: Vec<u32> = (0..4).map(|position| deal.slot(Origin(2), position).0).collect();
         assert_eq!(walk, [5, 6, 3, 2]);
+        let whole: Vec<u32> = deal.walk(Origin(1)).map(|slot| slot.0).collect();
+        assert_eq!(whole, [4, 0, 5, 6, 3, 2, 1, 7]);
     }
 }

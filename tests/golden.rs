@@ -8,6 +8,8 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use std::sync::Arc;
+
 use rumormill::codec;
 use rumormill::direction::Direction;
 use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet};
@@ -221,11 +223,11 @@ fn certified_height() -> CertifiedHeight {
     let ack = Ack::sign(&RUN, Height(3), &Keys::simulated(0), &set);
     CertifiedHeight {
         height: 3,
-        segments: vec![rumormill::height::CertifiedSegment {
+        segments: Arc::new(vec![rumormill::height::CertifiedSegment {
             origin: 1,
             counts: segment().counts,
             bytes: segment().bytes,
-        }],
+        }]),
         equivocators: vec![0],
         controls: vec![Control::join(&RUN, Height(3), &Keys::simulated(4))],
         weight: set.weight(),

@@ -16,6 +16,7 @@ pub mod mnist;
 pub mod network;
 pub mod problem;
 pub mod reproduce;
+pub mod scale;
 pub mod simulation;
 pub mod soak;
 pub mod spread;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use rumormill_experiments::{reproduce, soak, spread, vectors};
+use rumormill_experiments::{reproduce, scale, soak, spread, vectors};
 
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
@@ -40,6 +40,9 @@ enum Command {
         #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
         trials: u64,
     },
+    /// Simulate a large network of the combined protocol; prints what it costs, exit 1 unless all
+    /// nodes end identical.
+    BenchSim(scale::Scale),
     /// Repeat a published or measured result: claim, our number, reference, verdict.
     Reproduce {
         #[command(subcommand)]
@@ -81,6 +84,7 @@ fn run(command: Command) -> Result<bool> {
             print!("{}", spread::table(trials)?);
             Ok(true)
         }
+        Command::BenchSim(scale) => scale.run(),
         Command::Reproduce { what } => reproduce::run(what),
     }
 }

@@ -11,7 +11,7 @@ use rumormill::id::{NodeId, Round, Slot};
 use rumormill::keys::Keys;
 use rumormill::manifest::Manifest;
 use rumormill::message::{Request, Response};
-use rumormill::protocol::{Change, Config, Entry, Event, Input, Output, Protocol};
+use rumormill::protocol::{Cache, Change, Config, Entry, Event, Input, Output, Protocol};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 
@@ -120,6 +120,8 @@ pub struct Node {
     /// What it has written.
     pub log: Vec<Entry>,
     history: BTreeMap<u64, CertifiedHeight>,
+    /// Weights of certified heights, where no log is kept.
+    weights: BTreeMap<u64, u64>,
     /// Time of one probe.
     pub probe_time: Time,
     busy_until: Time,
@@ -151,6 +153,13 @@ pub struct Simulation<T: Trainer> {
     /// Now.
     pub now: Time,
     rng: KeyedRng,
+    /// Results that all nodes share; without it every node works out everything, to the same end.
+    pub cache: Option<Cache>,
+    /// Whether nodes keep a log, to be restarted from. A thousand logs need much memory.
+    pub keeps_logs: bool,
+    /// Certified heights by height and weight, in place of the nodes' own where they keep no log:
+    /// two certified sets of one height are nested, so equal weights are equal sets.
+    history: BTreeMap<(u64, u64), CertifiedHeight>,
     /// What probes measure.
     pub trainer: T,
 }
@@ -176,6 +185,7 @@ impl<T: Trainer> Simulation<T> {
                 protocol: None,
                 log: Vec::new(),
                 history: BTreeMap::new(),
+                weights: BTreeMap::new(),
                 probe_time: Time::from_millis(10),
                 busy_until: Time::ZERO,
                 wake_at: None,
@@ -198,6 +208,9 @@ impl<T: Trainer> Simulation<T> {
             sequence: 0,
             now: Time::ZERO,
             rng: KeyedRng::from_seed("rumormill v1 simulated network", seed, 0),
+            cache: Some(Cache::default()),
+            keeps_logs: true,
+            history: BTreeMap::new(),
             trainer,
         }
     }
@@ -226,6 +239,9 @@ impl<T: Trainer> Simulation<T> {
         let at = &mut self.nodes[node];
         let protocol = Protocol::new(self.manifest.clone(), at.keys.clone(), at.config.clone());
         let mut protocol = protocol.expect("the scenario's manifest is valid");
+        if let Some(cache) = &self.cache {
+            protocol.set_cache(cache.clone());
+        }
         at.life += 1;
         at.busy_until = self.now;
         at.wake_at = None;
@@ -281,6 +297,12 @@ impl<T: Trainer> Simulation<T> {
     fn perform(&mut self, node: usize, outputs: Vec<Output>) {
         for output in outputs {
             match output {
+                Output::Record(entry) if !self.keeps_logs => {
+                    if let Entry::Certified(height) = entry {
+                        self.nodes[node].weights.insert(height.height, height.weight);
+                        self.history.entry((height.height, height.weight)).or_insert(height);
+                    }
+                }
                 Output::Record(entry) => {
                     if let Entry::Certified(height) = &entry {
                         self.nodes[node].history.insert(height.height, height.clone());
@@ -363,8 +385,11 @@ impl<T: Trainer> Simulation<T> {
                 Response::Founders(protocol.founding().to_vec())
             }
             Request::History { from } => {
-                let heights = self.nodes[other].history.range(from..).take(16);
-                let heights = heights.map(|(_, height)| height.clone()).collect();
+                let of = &self.nodes[other];
+                let own = of.history.range(from..).map(|(_, height)| height);
+                let common =
+                    of.weights.range(from..).map(|(&h, &weight)| &self.history[&(h, weight)]);
+                let heights = own.chain(common).take(16).cloned().collect();
                 Response::History(match &mut self.nodes[other].historian {
                     Some(historian) => historian(heights),
                     None => heights,
@@ -505,6 +530,7 @@ impl Trainer for Bookkeeper {
 mod tests {
     use super::*;
     use rumormill::manifest::Founders;
+    use rumormill::selection::Rule;
 
     fn ring(n: usize) -> Vec<(usize, usize)> {
         match n {
@@ -582,6 +608,25 @@ mod tests {
             (network.now, events)
         };
         assert_eq!(trace(), trace());
+    }
+
+    #[test]
+    fn shared_results_change_nothing() {
+        let trace = |shares: bool, selection| {
+            let link = LinkModel { loss: 0.1, ..LinkModel::default() };
+            let manifest = Manifest { selection, ..manifest(6, 24) };
+            let mut network = network(6, manifest, link, 3);
+            network.cache = shares.then(Cache::default);
+            network.start_all();
+            network.at(Time::from_millis(500), Action::Crash { node: 1, lost_tail: 0 });
+            network.at(Time::from_millis(900), Action::Start(1));
+            network.run(Time::from_millis(600_000));
+            let events: Vec<_> = network.nodes.into_iter().map(|node| node.events).collect();
+            (network.now, events, network.trainer.models)
+        };
+        for rule in [Rule::Mean, Rule::Nnm] {
+            assert!(trace(true, rule) == trace(false, rule), "{rule}");
+        }
     }
 
     #[test]
