@@ -5,22 +5,32 @@
 //! second keyed permutation and goes on cyclically, so that walks of equal length cover every slot
 //! equally often. With private data and a rule that compares momenta, the first quarter of a walk is
 //! common to all, so that they overlap.
+//!
+//! With private directions (*Just One Byte*) `K = A·m` and a walk is `m` slots long, so that every
+//! active member has its own: nothing is measured twice. Only a member that was absent lately and
+//! comes back repeats another's, until it is active again.
 
 use crate::id::{Origin, Round, RunId, Slot};
-use crate::manifest::{DataMode, Manifest};
+use crate::manifest::{DataMode, Directions, Manifest};
 use crate::sample::KeyedRng;
 
 /// Number of directions in a round of `active` members: `⌈A·m / r⌉`, where no direction can have
 /// more probes than there are members.
 pub fn directions(manifest: &Manifest, active: usize) -> u32 {
     let active = active.max(1) as u64;
+    if manifest.directions == Directions::Private {
+        return active as u32 * manifest.probes_per_round;
+    }
     let wanted = active * u64::from(manifest.probes_per_round) * 256;
     let redundancy = u64::from(manifest.redundancy_256).min(active * 256);
     wanted.div_ceil(redundancy).max(1) as u32
 }
 
-/// The most probes of one node in one round: `2m`, or every slot once.
+/// The most probes of one node in one round: `2m`, or every slot once; `m` of its own.
 pub fn walk_len_max(manifest: &Manifest, directions: u32) -> u32 {
+    if manifest.directions == Directions::Private {
+        return manifest.probes_per_round;
+    }
     (2 * manifest.probes_per_round).min(directions)
 }
 
@@ -158,6 +168,23 @@ mod tests {
             sorted.dedup();
             assert_eq!(sorted.len(), walk(origin).len());
         }
+    }
+
+    #[test]
+    fn private_directions_are_measured_once_each() {
+        let manifest = Manifest {
+            probes_per_round: 5,
+            directions: Directions::Private,
+            redundancy_256: 3 * 256,
+            ..Manifest::template()
+        };
+        let active = [Origin(0), Origin(2), Origin(3), Origin(6)];
+        let deal = Deal::new(&manifest, &RunId([2; 32]), Round(5), 7, &active);
+        assert_eq!((deal.directions(), walk_len_max(&manifest, deal.directions())), (20, 5));
+        let walks = active.iter().flat_map(|&origin| deal.walk(origin).take(5));
+        let mut slots: Vec<u32> = walks.map(|slot| slot.0).collect();
+        slots.sort_unstable();
+        assert_eq!(slots, (0..20).collect::<Vec<u32>>());
     }
 
     #[test]

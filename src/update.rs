@@ -7,6 +7,11 @@
 //! c_k = −s(t) · clip(v_k / rms, ±8) / covered,   rms = median|v| / 0.6745
 //! ```
 //!
+//! *Just One Byte* divides by the square root of the number of scalars instead, `θ −= lr·s·z/√N`, so
+//! its step grows with the number of machines and with the scale of the loss; with the same seeds
+//! for all of `c_k` the two differ by one factor a round, and the normalised one needs no learning
+//! rate per task. It is used for private directions as well.
+//!
 //! A record is paid out over its age by the instalment law, each instalment with the weights of
 //! the round in which it falls due. Coefficients are integers in units of 2⁻⁴⁰.
 

@@ -529,7 +529,7 @@ impl Trainer for Bookkeeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rumormill::manifest::Founders;
+    use rumormill::manifest::{Directions, Founders};
     use rumormill::selection::Rule;
 
     fn ring(n: usize) -> Vec<(usize, usize)> {
@@ -661,6 +661,33 @@ mod tests {
             let full_minutes = network.now.as_secs_f64() / 60.0;
             assert!(full_minutes < 10.0, "seed {seed}: only patience ended it");
         }
+    }
+
+    #[test]
+    fn private_directions_end_identical_whatever_is_lost() {
+        for seed in 0..20 {
+            let link = LinkModel { loss: 0.3, ..LinkModel::default() };
+            let private = Manifest { directions: Directions::Private, ..manifest(6, 16) };
+            let mut network = network(6, private, link, seed);
+            network.start_all();
+            network.nodes[0].probe_time = Time::from_millis(40);
+            network.run(Time::from_millis(3_600_000));
+            assert_identical(&network, seed);
+            for node in &network.nodes {
+                let stats = node.protocol.as_ref().unwrap().stats();
+                assert!(stats.impatient > 0 || stats.probes == 16 * 8, "seed {seed}: {stats:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn private_directions_go_on_without_a_dead_node() {
+        let private = Manifest { directions: Directions::Private, ..manifest(5, 24) };
+        let mut network = network(5, private, LinkModel::default(), 1);
+        network.start_all();
+        network.at(Time::from_millis(200), Action::Crash { node: 2, lost_tail: 0 });
+        network.run(Time::from_millis(3_600_000));
+        assert_identical(&network, 1);
     }
 
     #[test]

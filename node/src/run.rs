@@ -301,6 +301,7 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
     ("rounds", "Number of rounds, rounded up to whole heights."),
     ("rounds_per_height", "E, rounds that are certified together."),
     ("probes_per_round", "m, probes a node aims at in a round; at most 2m are counted."),
+    ("directions", "shared: all walk the same. private: each its own, and all wait for all."),
     ("redundancy_256", "Probes per direction, in units of 1/256."),
     ("staleness", "Rounds a node may run beyond the ones it has closed."),
     ("batch", "Rows in the minibatch of a probe."),

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::id::{Origin, Round, Slot};
 use crate::lb8;
+use crate::manifest::Directions;
 use crate::round::Deal;
 use crate::spsa::projected_gradient;
 use crate::update::{Coefficient, round_update};
@@ -61,7 +62,11 @@ impl Protocol {
     /// The next probe of the walk; otherwise what is waited for, or nothing when this node has no
     /// more to measure.
     fn next_probe(&mut self) -> Result<(Round, Slot), Option<String>> {
-        let staleness = u64::from(self.manifest.staleness);
+        let staleness = match self.manifest.directions {
+            Directions::Shared => u64::from(self.manifest.staleness),
+            // A barrier: the next round begins when this one is closed.
+            Directions::Private => 1,
+        };
         loop {
             if !self.probing || self.round >= self.manifest.rounds_total() {
                 return Err(None);
@@ -224,14 +229,23 @@ impl Protocol {
         }
     }
 
-    /// Whether the bytes held of a round, the `f` longest parts left out, reach `m·(A − f)`.
+    /// Whether the bytes held of a round, the `f` longest parts left out, reach `m·(A − f)`. With
+    /// private directions: whether all active members have made all their probes.
     fn has_enough(&mut self, round: u64, params: &HeightParams) -> bool {
         if self.tally.as_ref().is_none_or(|tally| tally.round != round) {
-            let mut tally = Tally { round, parts: vec![0; params.walk_len + 1] };
-            for (_, part) in self.parts(round, params) {
-                tally.parts[values_in(part)] += 1;
+            let all_of =
+                (self.manifest.directions == Directions::Private).then(|| params.active.clone());
+            let mut tally = Tally { round, parts: vec![0; params.walk_len + 1], all_of };
+            for (origin, part) in self.parts(round, params) {
+                if tally.counts(origin) {
+                    let values = tally.values(part);
+                    tally.parts[values] += 1;
+                }
             }
             self.tally = Some(tally);
+        }
+        if self.manifest.directions == Directions::Private {
+            return self.tally.as_ref().is_some_and(Tally::is_complete);
         }
         let parts = &self.tally.as_ref().expect("just made").parts;
         let origins: usize = parts.iter().sum();
@@ -251,7 +265,8 @@ impl Protocol {
     pub(super) fn tally_growth(&mut self, origin: Origin, before: usize, after: usize) {
         let Some(tally) = &mut self.tally else { return };
         let height = tally.round / u64::from(self.manifest.rounds_per_height);
-        if self.excluded.get(&origin).is_some_and(|&from| from <= height) {
+        let excluded = self.excluded.get(&origin).is_some_and(|&from| from <= height);
+        if excluded || !tally.counts(origin) {
             return;
         }
         tally.parts[before] -= 1;
@@ -437,18 +452,28 @@ pub(super) struct Tally {
     pub(super) round: u64,
     /// Origins by the number of their values that count.
     parts: Vec<usize>,
+    /// With private directions, who must have made all their probes. An abstention is one, too:
+    /// nobody could wait for a node whose losses are not finite.
+    all_of: Option<Vec<Origin>>,
 }
 
 impl Tally {
+    fn counts(&self, origin: Origin) -> bool {
+        self.all_of.as_ref().is_none_or(|active| active.binary_search(&origin).is_ok())
+    }
+
     /// Values of a part that count.
     pub(super) fn values(&self, part: &[u8]) -> usize {
-        values_in(&part[..part.len().min(self.parts.len() - 1)])
+        let part = &part[..part.len().min(self.parts.len() - 1)];
+        match self.all_of {
+            Some(_) => part.len(),
+            None => part.iter().filter(|&&byte| byte != lb8::ABSTAIN).count(),
+        }
     }
-}
 
-/// Bytes that do not abstain.
-fn values_in(part: &[u8]) -> usize {
-    part.iter().filter(|&&byte| byte != lb8::ABSTAIN).count()
+    fn is_complete(&self) -> bool {
+        self.parts.split_last().is_some_and(|(_, short)| short.iter().all(|&origins| origins == 0))
+    }
 }
 
 /// The bytes of one round of a height.
