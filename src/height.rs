@@ -8,12 +8,13 @@
 //! largest certified set counts.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 
 use crate::id::{Height, NodeId, Origin, RunId};
 use crate::keys::{Keys, Scheme, Signature};
-use crate::ledger::{Ledger, Segment, SegmentLimits, counts_of_prefix, segment_hash};
+use crate::ledger::{Ledger, Segment, SegmentLimits};
 use crate::roster::Roster;
 
 /// BLAKE3 of a record set.
@@ -106,15 +107,12 @@ impl RecordSet {
                 equivocators.push(origin);
                 continue;
             }
-            let Some(segment) = ledger.segment(origin) else { continue };
-            let held = segment.bytes.len();
+            let held = ledger.len_of(origin);
             let len = lens.map_or(held, |lens| held.min(usize::from(lens[at])));
-            if len > 0 {
-                let counts = counts_of_prefix(&segment.counts, len);
-                hasher.update(&origin.0.to_le_bytes()).update(b"segment");
-                hasher.update(&segment_hash(&counts, &segment.bytes[..len]));
-                set_lens[at] = len as u16;
-            }
+            let Some(segment) = ledger.held(origin).filter(|_| len > 0) else { continue };
+            hasher.update(&origin.0.to_le_bytes()).update(b"segment");
+            hasher.update(&segment.hash_of_prefix(len));
+            set_lens[at] = len as u16;
         }
         let controls: Vec<ControlKey> = controls.keys().copied().collect();
         for key in &controls {
@@ -205,7 +203,7 @@ pub struct CertifiedHeight {
     /// The height.
     pub height: u64,
     /// Records, by origin.
-    pub segments: Vec<CertifiedSegment>,
+    pub segments: Arc<Vec<CertifiedSegment>>,
     /// Origins that contradicted themselves.
     pub equivocators: Vec<u16>,
     /// Control records.
@@ -261,7 +259,7 @@ impl CertifiedHeight {
         let malformed = || CertificateError::Malformed(self.height);
         let mut ledger = Ledger::new(roster_len);
         let mut hasher_order = None;
-        for segment in &self.segments {
+        for segment in self.segments.iter() {
             let in_order = hasher_order.is_none_or(|before| before < segment.origin);
             hasher_order = Some(segment.origin);
             let whole = Segment {

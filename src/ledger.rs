@@ -7,6 +7,7 @@
 //! equivocation, and from then on the origin's records of that height count for nothing.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 
 use bincode::{Decode, Encode};
 
@@ -124,6 +125,22 @@ pub fn segment_hash(counts: &[u16], bytes: &[u8]) -> [u8; 32] {
     *hasher.finalize().as_bytes()
 }
 
+/// Whether `prefix` is [`counts_of_prefix`] of `counts`, without making it.
+fn is_counts_of_prefix(prefix: &[u16], counts: &[u16], len: usize) -> bool {
+    // All rounds but the last one that has bytes are whole; the last may be cut short.
+    match prefix.split_last() {
+        None => len == 0,
+        Some((last, whole)) => {
+            let before: usize = whole.iter().map(|&count| usize::from(count)).sum();
+            *last > 0
+                && counts.len() > whole.len()
+                && counts[..whole.len()] == *whole
+                && counts[whole.len()] >= *last
+                && before + usize::from(*last) == len
+        }
+    }
+}
+
 /// The canonical counts of the first `len` bytes: no trailing zeros.
 pub fn counts_of_prefix(counts: &[u16], len: usize) -> Vec<u16> {
     let mut left = len;
@@ -177,7 +194,7 @@ impl Segment {
     /// Whether the first statement is a prefix of the second.
     fn is_prefix_of(&self, longer: &Segment) -> bool {
         longer.bytes.starts_with(&self.bytes)
-            && counts_of_prefix(&longer.counts, self.bytes.len()) == self.counts
+            && is_counts_of_prefix(&self.counts, &longer.counts, self.bytes.len())
     }
 
     /// Whether two statements of one origin cannot both be honest.
@@ -219,36 +236,136 @@ fn counts_fit(counts: &[u16], len: usize, limits: SegmentLimits) -> bool {
         && counts.iter().map(|&count| usize::from(count)).sum::<usize>() == len
 }
 
+/// A segment as ledgers hold it: shared by those that hold the same one.
+#[derive(Debug)]
+pub struct Held {
+    segment: Segment,
+    hash: OnceLock<[u8; 32]>,
+}
+
+impl Held {
+    fn new(segment: Segment) -> Arc<Held> {
+        Arc::new(Held { segment, hash: OnceLock::new() })
+    }
+
+    /// [`segment_hash`] of the first `len` bytes; that of the whole is made once.
+    pub fn hash_of_prefix(&self, len: usize) -> [u8; 32] {
+        let Segment { counts, bytes, .. } = &self.segment;
+        if len == bytes.len() {
+            return *self.hash.get_or_init(|| segment_hash(counts, bytes));
+        }
+        segment_hash(&counts_of_prefix(counts, len), &bytes[..len])
+    }
+}
+
+/// Statements that were found to be signed by their origin, so that the other ledgers of a process
+/// need not check them again. One a run: it takes the signatures' context for granted.
+///
+/// Bounded by [`VERSIONS_MAX`] statements an origin in [`HEIGHTS_MAX`] heights.
+#[derive(Debug, Default)]
+pub struct Checked {
+    heights: BTreeMap<u64, Vec<Vec<Arc<Held>>>>,
+}
+
+/// Statements of an origin and height that are remembered: as many as have rounds, mostly.
+const VERSIONS_MAX: usize = 32;
+
+/// Heights of which statements are remembered: more than a node holds.
+const HEIGHTS_MAX: usize = 20;
+
+impl Checked {
+    /// The statement that a delta completes, if it was checked before.
+    fn find(&self, delta: &SegmentDelta) -> Option<&Arc<Held>> {
+        let versions = self.heights.get(&delta.height)?.get(usize::from(delta.origin))?;
+        let (offset, first_round) = (usize::from(delta.offset), usize::from(delta.first_round));
+        versions.iter().rev().find(|held| {
+            let segment = &held.segment;
+            // Eight bytes tell nearly all versions apart, and are compared at once.
+            segment.signature.0[..8] == delta.signature.0[..8]
+                && segment.signature == delta.signature
+                && segment.closed == delta.closed
+                && segment.bytes.len() == offset + delta.bytes.len()
+                && segment.bytes[offset..] == delta.bytes
+                && segment.counts.get(first_round..) == Some(&delta.counts)
+        })
+    }
+
+    fn remember(&mut self, height: u64, origin: Origin, held: &Arc<Held>) {
+        let by_origin = self.heights.entry(height).or_default();
+        if by_origin.len() <= origin.index() {
+            by_origin.resize(origin.index() + 1, Vec::new());
+        }
+        let versions = &mut by_origin[origin.index()];
+        if versions.len() == VERSIONS_MAX {
+            versions.remove(0);
+        }
+        versions.push(Arc::clone(held));
+        if self.heights.len() > HEIGHTS_MAX {
+            self.heights.pop_first();
+        }
+    }
+}
+
 /// All records of one height that a node holds.
 ///
 /// Bounded by the roster: one segment of at most `2m·E` bytes and one piece of evidence an origin.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     /// By origin; an empty segment is not kept.
-    segments: Vec<Option<Segment>>,
+    segments: Vec<Option<Arc<Held>>>,
+    /// The lengths of `segments`, for comparisons with what neighbors hold.
+    lens: Vec<u16>,
     /// Origins that contradicted themselves, with the proof.
     evidence: BTreeMap<Origin, Evidence>,
+    /// Counts the changes.
+    version: u64,
 }
 
 impl Ledger {
     /// An empty ledger for a roster of `roster_len`.
     pub fn new(roster_len: usize) -> Ledger {
-        Ledger { segments: vec![None; roster_len], evidence: BTreeMap::new() }
+        Ledger {
+            segments: vec![None; roster_len],
+            lens: vec![0; roster_len],
+            evidence: BTreeMap::new(),
+            version: 0,
+        }
     }
 
     /// The segment held of `origin`; none when it contradicted itself.
     pub fn segment(&self, origin: Origin) -> Option<&Segment> {
-        self.segments.get(origin.index()).and_then(Option::as_ref)
+        self.held(origin).map(|held| &held.segment)
+    }
+
+    /// The segment held of `origin`, with its hash.
+    pub fn held(&self, origin: Origin) -> Option<&Held> {
+        self.segments.get(origin.index()).and_then(Option::as_deref)
     }
 
     /// All segments held.
     pub fn segments(&self) -> impl Iterator<Item = &Segment> {
-        self.segments.iter().flatten()
+        self.segments.iter().flatten().map(|held| &held.segment)
     }
 
     /// Records held of `origin`.
     pub fn len_of(&self, origin: Origin) -> usize {
-        self.segment(origin).map_or(0, |segment| segment.bytes.len())
+        self.lens.get(origin.index()).copied().map_or(0, usize::from)
+    }
+
+    /// Records held, by origin.
+    pub fn lens(&self) -> &[u16] {
+        &self.lens
+    }
+
+    /// A number that is another one after every change.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn put(&mut self, origin: Origin, held: Option<Arc<Held>>) {
+        self.lens[origin.index()] = held.as_ref().map_or(0, |held| held.segment.bytes.len() as u16);
+        self.segments[origin.index()] = held;
+        self.version += 1;
     }
 
     /// Origins in the roster of this height.
@@ -263,17 +380,53 @@ impl Ledger {
 
     /// Replaces a segment by one's own, newly signed; growth is the caller's promise.
     pub fn set_own(&mut self, origin: Origin, segment: Segment) {
-        let held = &mut self.segments[origin.index()];
         assert!(
-            held.as_ref().is_none_or(|held| held.is_prefix_of(&segment)),
+            self.segment(origin).is_none_or(|held| held.is_prefix_of(&segment)),
             "an own segment only ever grows"
         );
-        *held = Some(segment);
+        self.put(origin, Some(Held::new(segment)));
+    }
+
+    /// Tells other ledgers of this process of a segment that is signed by its origin.
+    pub fn share(&self, height: u64, origin: Origin, checked: &mut Checked) {
+        if let Some(Some(held)) = self.segments.get(origin.index()) {
+            checked.remember(height, origin, held);
+        }
     }
 
     /// Replaces a segment by what a certificate covers.
     pub fn set_certified(&mut self, origin: Origin, segment: Option<Segment>) {
-        self.segments[origin.index()] = segment;
+        self.put(origin, segment.map(Held::new));
+    }
+
+    /// Takes a delta that completes a statement which was checked before, provided that what is
+    /// held is a beginning of it; otherwise `None`, and [`Ledger::insert`] decides.
+    pub fn insert_checked(&mut self, delta: &SegmentDelta, checked: &Checked) -> Option<Inserted> {
+        let origin = Origin(delta.origin);
+        let found = checked.find(delta)?;
+        if origin.index() >= self.segments.len() || self.evidence.contains_key(&origin) {
+            return None;
+        }
+        let (new_len, offset) = (found.segment.bytes.len(), usize::from(delta.offset));
+        let mut before = 0;
+        if let Some(held) = &self.segments[origin.index()] {
+            before = held.segment.bytes.len();
+            let closes = found.segment.closed && !held.segment.closed;
+            if !held.segment.is_prefix_of(&found.segment) {
+                return None;
+            }
+            if new_len == before && !closes {
+                return Some(Inserted::Duplicate(new_len - offset));
+            }
+        } else if new_len == 0 {
+            return None;
+        }
+        if offset > before {
+            return None;
+        }
+        let found = Arc::clone(found);
+        self.put(origin, Some(found));
+        Some(Inserted::Extended(new_len - before))
     }
 
     /// Inserts what a neighbor sent of `origin`'s segment.
@@ -293,7 +446,7 @@ impl Ledger {
         if self.evidence.contains_key(&origin) {
             return Ok(Inserted::Duplicate(delta.bytes.len()));
         }
-        let held = self.segments[origin.index()].as_ref();
+        let held = self.segment(origin);
         let offset = usize::from(delta.offset);
         let held_len = held.map_or(0, |segment| segment.bytes.len());
         if offset > held_len {
@@ -334,8 +487,8 @@ impl Ledger {
         offset: usize,
     ) -> Result<Inserted, InsertError> {
         let new_len = candidate.bytes.len();
-        let held = &mut self.segments[origin.index()];
-        if let Some(segment) = held.as_ref() {
+        let held = self.segment(origin);
+        if let Some(segment) = held {
             let news = new_len > segment.bytes.len() || (candidate.closed && !segment.closed);
             if !news && !candidate.contradicts(segment) {
                 return Ok(Inserted::Duplicate(new_len - offset));
@@ -349,25 +502,25 @@ impl Ledger {
                 _ => Ok(Inserted::NeedsWhole),
             };
         }
-        match held.take() {
+        match held {
             Some(segment) if segment.contradicts(&candidate) => {
                 let evidence = Evidence {
                     height: context.height.0,
                     origin: origin.0,
-                    first: segment,
+                    first: segment.clone(),
                     second: candidate,
                 };
+                self.put(origin, None);
                 self.evidence.insert(origin, evidence);
                 Ok(Inserted::Equivocation)
             }
+            // A shorter statement that says "closed" although a longer one exists.
             Some(segment) if segment.bytes.len() > new_len => {
-                // A shorter statement that says "closed" although a longer one exists.
-                *held = Some(segment);
                 Ok(Inserted::Duplicate(new_len - offset))
             }
             segment => {
                 let before = segment.map_or(0, |segment| segment.bytes.len());
-                *held = Some(candidate);
+                self.put(origin, Some(Held::new(candidate)));
                 Ok(Inserted::Extended(new_len - before))
             }
         }
@@ -399,7 +552,7 @@ impl Ledger {
         if !proves {
             return Err(InsertError::NoEvidence(evidence.origin));
         }
-        self.segments[origin.index()] = None;
+        self.put(origin, None);
         self.evidence.insert(origin, evidence);
         Ok(true)
     }
@@ -408,7 +561,7 @@ impl Ledger {
     pub fn restore_evidence(&mut self, evidence: Evidence) {
         let origin = Origin(evidence.origin);
         if origin.index() < self.segments.len() {
-            self.segments[origin.index()] = None;
+            self.put(origin, None);
             self.evidence.entry(origin).or_insert(evidence);
         }
     }
@@ -422,7 +575,7 @@ impl Ledger {
             closed: true,
             signature: Signature([0; 64]),
         };
-        self.segments[origin.index()] = None;
+        self.put(origin, None);
         self.evidence.entry(origin).or_insert_with(|| Evidence {
             height,
             origin: origin.0,

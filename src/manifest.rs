@@ -4,6 +4,9 @@
 //! two nodes with different manifests cannot mix their records. Numbers that reach the
 //! coefficients are integers or exact binary fractions.
 
+use std::fmt;
+use std::str::FromStr;
+
 use bincode::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +29,43 @@ pub enum DataMode {
     Public,
     /// Every node holds a shard of its own: only its owner can repeat a probe.
     Private,
+}
+
+/// Who measures along which directions of a round.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
+#[serde(rename_all = "kebab-case")]
+pub enum Directions {
+    /// All walk the same directions, nobody waits within a round, and several measure each.
+    #[default]
+    Shared,
+    /// Every member has its own `m` directions and goes on when all have measured theirs: the shape of
+    /// the published *Just One Byte*, whose seeds belong to a machine and a sample.
+    Private,
+}
+
+impl fmt::Display for Directions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Directions::Shared => "shared",
+            Directions::Private => "private",
+        })
+    }
+}
+
+/// A text that names no kind of directions.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("directions are shared or private, not '{0}'")]
+pub struct UnknownDirections(pub String);
+
+impl FromStr for Directions {
+    type Err = UnknownDirections;
+    fn from_str(name: &str) -> Result<Directions, UnknownDirections> {
+        match name {
+            "shared" => Ok(Directions::Shared),
+            "private" => Ok(Directions::Private),
+            _ => Err(UnknownDirections(name.into())),
+        }
+    }
 }
 
 /// Who starts the run.
@@ -76,7 +116,9 @@ pub struct Manifest {
     pub rounds_per_height: u32,
     /// `m`, probes that a node aims at in a round; at most `2m` are counted.
     pub probes_per_round: u32,
-    /// `r`, probes per direction, in units of 1/256.
+    /// Who measures along which directions of a round.
+    pub directions: Directions,
+    /// `r`, probes per direction, in units of 1/256; without meaning where directions are private.
     pub redundancy_256: u32,
     /// `S`, rounds that a node may run beyond the ones it has closed.
     pub staleness: u32,
@@ -144,6 +186,7 @@ impl Manifest {
             rounds: 400,
             rounds_per_height: 8,
             probes_per_round: 32,
+            directions: Directions::Shared,
             redundancy_256: 512,
             staleness: 2,
             batch: 64,
@@ -263,6 +306,17 @@ impl Manifest {
         if !self.instalments.windows(2).all(|pair| pair[0].age < pair[1].age) {
             return fail("instalments", "ages must increase".into());
         }
+        if self.directions == Directions::Private {
+            if self.instalments.iter().any(|entry| entry.age > 0) {
+                return fail("instalments", "private directions are paid for at once".into());
+            }
+            if self.selection.selection().uses_window() {
+                return fail(
+                    "selection",
+                    format!("{} compares values along shared directions only", self.selection),
+                );
+            }
+        }
         match &self.founders {
             Founders::Minimum(0) => fail("founders", "minimum must be at least 1".into()),
             Founders::Minimum(n) if usize::from(*n) > ROSTER_LEN_MAX => {
@@ -323,6 +377,7 @@ impl Manifest {
             rounds,
             rounds_per_height,
             probes_per_round,
+            directions,
             redundancy_256,
             staleness,
             batch,
@@ -360,6 +415,21 @@ mod tests {
         assert_ne!(manifest.run_id(), other.run_id());
         assert_eq!(manifest.difference(&other).map(|d| d.field), Some("step_24"));
         assert_eq!(manifest.difference(&manifest.clone()), None);
+    }
+
+    #[test]
+    fn private_directions_leave_nothing_to_compare_and_nothing_to_pay_later() {
+        let private = Manifest { directions: Directions::Private, ..Manifest::template() };
+        assert_eq!(private.check(), Ok(()));
+        let compared = Manifest { selection: Rule::Nnm, ..private.clone() };
+        assert_eq!(compared.check().unwrap_err().field, "selection");
+        let late = Instalment { age: 2, share: 1 << 16 };
+        let late = Manifest { instalments: vec![late], ..private };
+        assert_eq!(late.check().unwrap_err().field, "instalments");
+        for name in ["shared", "private"] {
+            assert_eq!(name.parse::<Directions>().map(|d| d.to_string()), Ok(name.into()));
+        }
+        assert!("both".parse::<Directions>().is_err());
     }
 
     #[test]

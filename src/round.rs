@@ -5,22 +5,32 @@
 //! second keyed permutation and goes on cyclically, so that walks of equal length cover every slot
 //! equally often. With private data and a rule that compares momenta, the first quarter of a walk is
 //! common to all, so that they overlap.
+//!
+//! With private directions (*Just One Byte*) `K = A·m` and a walk is `m` slots long, so that every
+//! active member has its own: nothing is measured twice. Only a member that was absent lately and
+//! comes back repeats another's, until it is active again.
 
 use crate::id::{Origin, Round, RunId, Slot};
-use crate::manifest::{DataMode, Manifest};
+use crate::manifest::{DataMode, Directions, Manifest};
 use crate::sample::KeyedRng;
 
 /// Number of directions in a round of `active` members: `⌈A·m / r⌉`, where no direction can have
 /// more probes than there are members.
 pub fn directions(manifest: &Manifest, active: usize) -> u32 {
     let active = active.max(1) as u64;
+    if manifest.directions == Directions::Private {
+        return active as u32 * manifest.probes_per_round;
+    }
     let wanted = active * u64::from(manifest.probes_per_round) * 256;
     let redundancy = u64::from(manifest.redundancy_256).min(active * 256);
     wanted.div_ceil(redundancy).max(1) as u32
 }
 
-/// The most probes of one node in one round: `2m`, or every slot once.
+/// The most probes of one node in one round: `2m`, or every slot once; `m` of its own.
 pub fn walk_len_max(manifest: &Manifest, directions: u32) -> u32 {
+    if manifest.directions == Directions::Private {
+        return manifest.probes_per_round;
+    }
     (2 * manifest.probes_per_round).min(directions)
 }
 
@@ -58,13 +68,15 @@ impl Deal {
         };
         let rest = slots - common;
         let mut starts = vec![0; roster_len];
+        let mut works = vec![false; roster_len];
         for (position, &member) in members.iter().enumerate() {
             starts[usize::from(member)] = (position * rest / members.len()) as u32;
+            works[usize::from(member)] = true;
         }
         // Members that were absent lately and come back join the walk of another.
         let mut absent = 0;
         for (origin, start) in starts.iter_mut().enumerate() {
-            if !members.contains(&(origin as u16)) {
+            if !works[origin] {
                 *start = (absent * rest / members.len().max(1)) as u32 % rest.max(1) as u32;
                 absent += 1;
             }
@@ -75,6 +87,14 @@ impl Deal {
     /// Number of directions.
     pub fn directions(&self) -> u32 {
         self.order.len() as u32
+    }
+
+    /// The slots of an origin's probes in order, from its first one on.
+    pub fn walk(&self, origin: Origin) -> impl Iterator<Item = Slot> + '_ {
+        let (common, rest) = self.order.split_at(self.common);
+        let start = self.starts.get(origin.index()).copied().unwrap_or(0) as usize;
+        let (before, after) = rest.split_at(start.min(rest.len()));
+        common.iter().chain(after).chain(before).map(|&slot| Slot(slot))
     }
 
     /// The slot of an origin's probe number `position` (from 0, below the number of directions).
@@ -151,6 +171,23 @@ mod tests {
     }
 
     #[test]
+    fn private_directions_are_measured_once_each() {
+        let manifest = Manifest {
+            probes_per_round: 5,
+            directions: Directions::Private,
+            redundancy_256: 3 * 256,
+            ..Manifest::template()
+        };
+        let active = [Origin(0), Origin(2), Origin(3), Origin(6)];
+        let deal = Deal::new(&manifest, &RunId([2; 32]), Round(5), 7, &active);
+        assert_eq!((deal.directions(), walk_len_max(&manifest, deal.directions())), (20, 5));
+        let walks = active.iter().flat_map(|&origin| deal.walk(origin).take(5));
+        let mut slots: Vec<u32> = walks.map(|slot| slot.0).collect();
+        slots.sort_unstable();
+        assert_eq!(slots, (0..20).collect::<Vec<u32>>());
+    }
+
+    #[test]
     fn a_lone_node_has_one_probe_a_direction() {
         let manifest = Manifest { probes_per_round: 16, ..Manifest::template() };
         assert_eq!(directions(&manifest, 1), 16);
@@ -167,5 +204,7 @@ mod tests {
         assert_eq!(walk, [4, 0, 5, 6, 3, 2, 1, 7]);
         let walk: Vec<u32> = (0..4).map(|position| deal.slot(Origin(2), position).0).collect();
         assert_eq!(walk, [5, 6, 3, 2]);
+        let whole: Vec<u32> = deal.walk(Origin(1)).map(|slot| slot.0).collect();
+        assert_eq!(whole, [4, 0, 5, 6, 3, 2, 1, 7]);
     }
 }

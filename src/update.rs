@@ -7,17 +7,139 @@
 //! c_k = −s(t) · clip(v_k / rms, ±8) / covered,   rms = median|v| / 0.6745
 //! ```
 //!
+//! *Just One Byte* divides by the square root of the number of scalars instead, `θ −= lr·s·z/√N`, so
+//! its step grows with the number of machines and with the scale of the loss; with the same seeds
+//! for all of `c_k` the two differ by one factor a round, and the normalised one needs no learning
+//! rate per task. It is used for private directions as well.
+//!
 //! A record is paid out over its age by the instalment law, each instalment with the weights of
 //! the round in which it falls due. Coefficients are integers in units of 2⁻⁴⁰.
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::id::{Origin, Round, Slot};
-use crate::manifest::Manifest;
+use crate::manifest::{Instalment, Manifest};
 use crate::params::coefficient;
 use crate::round::RoundValues;
 use crate::selection::Momenta;
 
 /// No value counts for more than this many robust deviations of its round.
 const CLIP: f64 = 8.0;
+
+/// A named instalment law: which share `c(Δ)` of a record's value is paid by its age `Δ`.
+///
+/// | symbol | name | |
+/// |---|---|---|
+/// | γ, γ̃ | `gamma`, `gamma_tilde` | the two step sizes of DADAO's accelerated pair (x, x̃) |
+/// | e^(−2η) | `beta` | what is left of a record's momentum after a round |
+///
+/// ```text
+/// c(Δ) = [ (γ + γ̃)/2 − (γ̃ − γ)/2 · β^Δ ] / [ (γ + γ̃)/2 ]
+/// ```
+///
+/// DADAO's pair in closed form, as a share of the whole. With γ = 1 − β and γ̃ = 1 + β it is
+/// `1 − β^(Δ+1)`, MoNNA's momentum; with γ = γ̃ everything is paid at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Law {
+    /// Everything at once: plain SGD.
+    Immediate,
+    /// Heavy-ball momentum.
+    Momentum {
+        /// In [0, 1).
+        beta: f64,
+    },
+    /// DADAO's accelerated pair.
+    Dadao {
+        /// γ, positive.
+        gamma: f64,
+        /// γ̃, at least γ.
+        gamma_tilde: f64,
+        /// e^(−2η), in [0, 1).
+        beta: f64,
+    },
+}
+
+/// Ages at which instalments are paid. Few, because each pays along all directions of a round.
+pub const INSTALMENT_AGES: [u32; 4] = [0, 2, 6, 16];
+
+impl Law {
+    /// The share of a record's value that the law has paid by an age, in rounds.
+    pub fn paid(self, age: u32) -> f64 {
+        let (gamma, gamma_tilde, beta) = match self {
+            Law::Immediate => return 1.0,
+            Law::Momentum { beta } => (1.0 - beta, 1.0 + beta, beta),
+            Law::Dadao { gamma, gamma_tilde, beta } => (gamma, gamma_tilde, beta),
+        };
+        // No library power: a manifest made elsewhere has the same table.
+        let decayed = (0..age).fold(1.0, |power, _| power * beta);
+        1.0 - (gamma_tilde - gamma) / (gamma_tilde + gamma) * decayed
+    }
+
+    /// The table for a manifest. After each payment so much is paid as the law has paid by the next
+    /// age, and after the last one everything: no share is lost.
+    pub fn instalments(self) -> Vec<Instalment> {
+        let whole = 1 << 16;
+        let mut before = 0;
+        let mut table = Vec::new();
+        for (at, &age) in INSTALMENT_AGES.iter().enumerate() {
+            let paid = INSTALMENT_AGES.get(at + 1).map_or(1.0, |&next| self.paid(next));
+            let after = (paid * f64::from(whole)).round_ties_even() as i32;
+            if after != before || at == 0 {
+                table.push(Instalment { age, share: after - before });
+            }
+            before = after;
+        }
+        table
+    }
+}
+
+impl fmt::Display for Law {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Law::Immediate => f.write_str("immediate"),
+            Law::Momentum { beta } => write!(f, "momentum:{beta}"),
+            Law::Dadao { gamma, gamma_tilde, beta } => {
+                write!(f, "dadao:{gamma},{gamma_tilde},{beta}")
+            }
+        }
+    }
+}
+
+/// A text that names no instalment law.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "'{0}' is no instalment law (known: immediate, momentum:BETA, dadao:GAMMA,GAMMA_TILDE,BETA with \
+     0 <= BETA < 1 and 0 < GAMMA <= GAMMA_TILDE)"
+)]
+pub struct UnknownLaw(pub String);
+
+impl FromStr for Law {
+    type Err = UnknownLaw;
+    fn from_str(text: &str) -> Result<Law, UnknownLaw> {
+        let unknown = || UnknownLaw(text.into());
+        let (name, numbers) = text.split_once(':').unwrap_or((text, ""));
+        let numbers: Result<Vec<f64>, _> =
+            numbers.split(',').filter(|part| !part.is_empty()).map(str::parse).collect();
+        let law = match (name, &numbers.map_err(|_| unknown())?[..]) {
+            ("immediate", []) => Law::Immediate,
+            ("momentum", &[beta]) => Law::Momentum { beta },
+            ("dadao", &[gamma, gamma_tilde, beta]) => Law::Dadao { gamma, gamma_tilde, beta },
+            _ => return Err(unknown()),
+        };
+        let fits = match law {
+            Law::Immediate => true,
+            Law::Momentum { beta } => (0.0..1.0).contains(&beta),
+            Law::Dadao { gamma, gamma_tilde, beta } => {
+                (0.0..1.0).contains(&beta)
+                    && 0.0 < gamma
+                    && gamma <= gamma_tilde
+                    && gamma_tilde.is_finite()
+            }
+        };
+        if fits { Ok(law) } else { Err(unknown()) }
+    }
+}
 
 /// One coefficient of one direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +306,50 @@ mod tests {
             .map(|c| c.value)
             .sum();
         assert!((paid - expected.coefficients[1].value).abs() <= 1);
+    }
+
+    #[test]
+    fn momentum_pays_what_a_heavy_ball_has_moved() {
+        // m ← β·m + (1 − β)·g with one g: the sum of all m up to an age.
+        for beta in [0.0, 0.5, 0.9, 0.99] {
+            let law = Law::Momentum { beta };
+            let (mut momentum, mut moved) = (1.0 - beta, 0.0);
+            for age in 0..=16 {
+                moved += momentum;
+                momentum *= beta;
+                assert!((law.paid(age) - moved).abs() < 1e-14, "{beta}, age {age}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_instalment_table_follows_its_law_and_pays_everything() {
+        let dadao = Law::Dadao { gamma: 0.3, gamma_tilde: 1.2, beta: 0.8 };
+        for law in [Law::Immediate, Law::Momentum { beta: 0.9 }, dadao] {
+            let table = law.instalments();
+            assert_eq!(table.iter().map(|entry| entry.share).sum::<i32>(), 1 << 16, "{law}");
+            for next in [2, 6, 16] {
+                let paid = table.iter().filter(|entry| entry.age < next).map(|entry| entry.share);
+                let paid = f64::from(paid.sum::<i32>()) / f64::from(1 << 16);
+                assert!((paid - law.paid(next)).abs() <= 1.0 / f64::from(1 << 17), "{law}");
+            }
+            let manifest = Manifest { instalments: table, ..Manifest::template() };
+            assert_eq!(manifest.check(), Ok(()), "{law}");
+            assert_eq!(law.to_string().parse(), Ok(law));
+        }
+        assert_eq!(Law::Immediate.instalments(), Manifest::template().instalments);
+        // β³, β⁷ and β¹⁷ of .9 by a calculator: .729, .4782969, .16677182.
+        let shares: Vec<i32> =
+            Law::Momentum { beta: 0.9 }.instalments().iter().map(|entry| entry.share).collect();
+        assert_eq!(shares, [17760, 16430, 20416, 10930]);
+    }
+
+    #[test]
+    fn what_is_no_law_is_refused() {
+        for text in ["momentum", "momentum:1", "dadao:1,2", "dadao:2,1,0.5", "dadao:0,1,0.5", "sgd"]
+        {
+            assert_eq!(text.parse::<Law>(), Err(UnknownLaw(text.into())));
+        }
     }
 
     #[test]

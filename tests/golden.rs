@@ -8,6 +8,8 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use std::sync::Arc;
+
 use rumormill::codec;
 use rumormill::direction::Direction;
 use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet};
@@ -128,11 +130,11 @@ fn an_exchange_is_its_fields_in_order() {
 
 #[test]
 fn hello_carries_the_manifest_and_its_hash_is_the_run() {
-    let encoded = "010972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c100408fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f00";
+    let encoded = "010972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f00";
     assert_eq!(hex(&codec::encode(&manifest())), encoded);
     assert_eq!(
         manifest().run_id().to_string(),
-        "ac5e626deba8384d363dd27b283800ab7744646025e7620bd836b7842807654d"
+        "c378ba5fa84a8171007e77145d1949015b9102bef8dd1467f5a8f94d62ec14cc"
     );
     let hello = Frame::Hello { manifest: Box::new(manifest()), answer: true };
     assert_eq!(hex(&hello.encode()), format!("00{encoded}01"));
@@ -221,11 +223,11 @@ fn certified_height() -> CertifiedHeight {
     let ack = Ack::sign(&RUN, Height(3), &Keys::simulated(0), &set);
     CertifiedHeight {
         height: 3,
-        segments: vec![rumormill::height::CertifiedSegment {
+        segments: Arc::new(vec![rumormill::height::CertifiedSegment {
             origin: 1,
             counts: segment().counts,
             bytes: segment().bytes,
-        }],
+        }]),
         equivocators: vec![0],
         controls: vec![Control::join(&RUN, Height(3), &Keys::simulated(4))],
         weight: set.weight(),

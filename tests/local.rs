@@ -116,6 +116,15 @@ fn json_is_one_object_with_the_fields_of_the_contract() {
     }
 }
 
+#[test]
+fn just_one_byte_ends_identical_with_one_probe_a_direction() {
+    let result = local(&[&SHORT[..], &["--algorithm", "justonebyte", "--nodes", "4"]].concat());
+    assert_eq!(result["algorithm"], "justonebyte");
+    assert_eq!(result["wire"]["payload_bytes_per_gradient"], 1.0);
+    // A barrier a round: nobody makes more or fewer than 32 probes in each of the 16 rounds.
+    assert_eq!(result["probes"], 4 * 16 * 32);
+}
+
 /// The run of the README: 8 nodes on a ring, the built-in digits. Chance is 0.1.
 #[test]
 fn default_settings_send_one_byte_a_gradient_in_at_most_four_and_learn_the_digits() {

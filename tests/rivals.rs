@@ -94,7 +94,7 @@ fn the_table_names_distance_and_worst_loss_and_the_trace_is_written() {
     let trace = folder.path().join("trace.csv");
     let args = ["local", "--algorithm", "dadao", "--data", &data, "--model", "logistic:0.1"];
     let more = ["--nodes", "3", "--rounds", "300", "--unit-ms", "3", "--trace", text(&trace)];
-    let ended = run(&[args, more].concat());
+    let ended = run(&[&args[..], &more].concat());
     assert_eq!(ended.code, 0, "{ended:#?}");
     assert!(ended.stdout.contains("CLOSE to") && ended.stdout.contains("worst node"), "{ended:#?}");
     let written = std::fs::read_to_string(&trace).unwrap();
@@ -111,7 +111,7 @@ fn a_diverging_run_ends_with_its_verdict_and_without_nan_in_the_table() {
     let (_folder, data) = two_clusters();
     let args = ["local", "--algorithm", "gossip", "--data", &data, "--model", "linear"];
     let more = ["--nodes", "3", "--rounds", "4000", "--unit-ms", "1", "--step", "1e6"];
-    let ended: Ended = run(&[args, more].concat());
+    let ended: Ended = run(&[&args[..], &more].concat());
     assert_eq!(ended.code, 1, "{ended:#?}");
     assert!(ended.stdout.contains("DIVERGED"), "{ended:#?}");
     assert!(!ended.stdout.contains("NaN"), "{ended:#?}");

@@ -19,6 +19,7 @@ pub mod network;
 pub mod problem;
 pub mod reproduce;
 pub mod robust;
+pub mod scale;
 pub mod sim;
 pub mod simulation;
 pub mod soak;

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use rumormill_experiments::sim::{self, Usage, plot};
-use rumormill_experiments::{compare, reproduce, soak, spread, vectors};
+use rumormill_experiments::{compare, reproduce, scale, soak, spread, vectors};
 
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
@@ -53,6 +53,9 @@ enum Command {
     },
     /// Run every algorithm on one problem: bytes sent, gradients or probes, and what is reached.
     Compare(compare::CompareArgs),
+    /// Simulate a large network of the combined protocol; prints what it costs, exit 1 unless all
+    /// nodes end identical.
+    BenchSim(scale::Scale),
     /// Repeat a published or measured result: claim, our number, reference, verdict.
     Reproduce {
         #[command(subcommand)]
@@ -97,6 +100,7 @@ fn run(command: Command) -> Result<bool> {
         Command::Sim(args) => sim::run(&args),
         Command::Plot { trace, out } => plot::run(&trace, &out).map(|()| true),
         Command::Compare(args) => compare::run(&args).map(|()| true),
+        Command::BenchSim(scale) => scale.run(),
         Command::Reproduce { what } => reproduce::run(what),
     }
 }

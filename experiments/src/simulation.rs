@@ -11,7 +11,7 @@ use rumormill::id::{NodeId, Round, Slot};
 use rumormill::keys::Keys;
 use rumormill::manifest::Manifest;
 use rumormill::message::{Request, Response};
-use rumormill::protocol::{Change, Config, Entry, Event, Input, Output, Protocol};
+use rumormill::protocol::{Cache, Change, Config, Entry, Event, Input, Output, Protocol};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 
@@ -123,6 +123,8 @@ pub struct Node {
     /// What it has written.
     pub log: Vec<Entry>,
     history: BTreeMap<u64, CertifiedHeight>,
+    /// Weights of certified heights, where no log is kept.
+    weights: BTreeMap<u64, u64>,
     /// Time of one probe.
     pub probe_time: Time,
     busy_until: Time,
@@ -156,6 +158,13 @@ pub struct Simulation<T: Trainer> {
     /// Bytes of all frames that went out, those that were lost among them.
     pub bytes_sent: u64,
     rng: KeyedRng,
+    /// Results that all nodes share; without it every node works out everything, to the same end.
+    pub cache: Option<Cache>,
+    /// Whether nodes keep a log, to be restarted from. A thousand logs need much memory.
+    pub keeps_logs: bool,
+    /// Certified heights by height and weight, in place of the nodes' own where they keep no log:
+    /// two certified sets of one height are nested, so equal weights are equal sets.
+    history: BTreeMap<(u64, u64), CertifiedHeight>,
     /// What probes measure.
     pub trainer: T,
 }
@@ -181,6 +190,7 @@ impl<T: Trainer> Simulation<T> {
                 protocol: None,
                 log: Vec::new(),
                 history: BTreeMap::new(),
+                weights: BTreeMap::new(),
                 probe_time: Time::from_millis(10),
                 busy_until: Time::ZERO,
                 wake_at: None,
@@ -204,6 +214,9 @@ impl<T: Trainer> Simulation<T> {
             now: Time::ZERO,
             bytes_sent: 0,
             rng: KeyedRng::from_seed("rumormill v1 simulated network", seed, 0),
+            cache: Some(Cache::default()),
+            keeps_logs: true,
+            history: BTreeMap::new(),
             trainer,
         }
     }
@@ -232,6 +245,9 @@ impl<T: Trainer> Simulation<T> {
         let at = &mut self.nodes[node];
         let protocol = Protocol::new(self.manifest.clone(), at.keys.clone(), at.config.clone());
         let mut protocol = protocol.expect("the scenario's manifest is valid");
+        if let Some(cache) = &self.cache {
+            protocol.set_cache(cache.clone());
+        }
         at.life += 1;
         at.busy_until = self.now;
         at.wake_at = None;
@@ -287,6 +303,12 @@ impl<T: Trainer> Simulation<T> {
     fn perform(&mut self, node: usize, outputs: Vec<Output>) {
         for output in outputs {
             match output {
+                Output::Record(entry) if !self.keeps_logs => {
+                    if let Entry::Certified(height) = entry {
+                        self.nodes[node].weights.insert(height.height, height.weight);
+                        self.history.entry((height.height, height.weight)).or_insert(height);
+                    }
+                }
                 Output::Record(entry) => {
                     if let Entry::Certified(height) = &entry {
                         self.nodes[node].history.insert(height.height, height.clone());
@@ -381,8 +403,11 @@ impl<T: Trainer> Simulation<T> {
                 Response::Founders(protocol.founding().to_vec())
             }
             Request::History { from } => {
-                let heights = self.nodes[other].history.range(from..).take(16);
-                let heights = heights.map(|(_, height)| height.clone()).collect();
+                let of = &self.nodes[other];
+                let own = of.history.range(from..).map(|(_, height)| height);
+                let common =
+                    of.weights.range(from..).map(|(&h, &weight)| &self.history[&(h, weight)]);
+                let heights = own.chain(common).take(16).cloned().collect();
                 Response::History(match &mut self.nodes[other].historian {
                     Some(historian) => historian(heights),
                     None => heights,
@@ -526,7 +551,8 @@ impl Trainer for Bookkeeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rumormill::manifest::Founders;
+    use rumormill::manifest::{Directions, Founders};
+    use rumormill::selection::Rule;
 
     fn ring(n: usize) -> Vec<(usize, usize)> {
         match n {
@@ -607,6 +633,25 @@ mod tests {
     }
 
     #[test]
+    fn shared_results_change_nothing() {
+        let trace = |shares: bool, selection| {
+            let link = LinkModel { loss: 0.1, ..LinkModel::default() };
+            let manifest = Manifest { selection, ..manifest(6, 24) };
+            let mut network = network(6, manifest, link, 3);
+            network.cache = shares.then(Cache::default);
+            network.start_all();
+            network.at(Time::from_millis(500), Action::Crash { node: 1, lost_tail: 0 });
+            network.at(Time::from_millis(900), Action::Start(1));
+            network.run(Time::from_millis(600_000));
+            let events: Vec<_> = network.nodes.into_iter().map(|node| node.events).collect();
+            (network.now, events, network.trainer.models)
+        };
+        for rule in [Rule::Mean, Rule::Nnm] {
+            assert!(trace(true, rule) == trace(false, rule), "{rule}");
+        }
+    }
+
+    #[test]
     fn lost_doubled_and_reordered_frames_do_not_divide_the_nodes() {
         for seed in 0..60 {
             let link =
@@ -638,6 +683,33 @@ mod tests {
             let full_minutes = network.now.as_secs_f64() / 60.0;
             assert!(full_minutes < 10.0, "seed {seed}: only patience ended it");
         }
+    }
+
+    #[test]
+    fn private_directions_end_identical_whatever_is_lost() {
+        for seed in 0..20 {
+            let link = LinkModel { loss: 0.3, ..LinkModel::default() };
+            let private = Manifest { directions: Directions::Private, ..manifest(6, 16) };
+            let mut network = network(6, private, link, seed);
+            network.start_all();
+            network.nodes[0].probe_time = Time::from_millis(40);
+            network.run(Time::from_millis(3_600_000));
+            assert_identical(&network, seed);
+            for node in &network.nodes {
+                let stats = node.protocol.as_ref().unwrap().stats();
+                assert!(stats.impatient > 0 || stats.probes == 16 * 8, "seed {seed}: {stats:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn private_directions_go_on_without_a_dead_node() {
+        let private = Manifest { directions: Directions::Private, ..manifest(5, 24) };
+        let mut network = network(5, private, LinkModel::default(), 1);
+        network.start_all();
+        network.at(Time::from_millis(200), Action::Crash { node: 2, lost_tail: 0 });
+        network.run(Time::from_millis(3_600_000));
+        assert_identical(&network, 1);
     }
 
     #[test]

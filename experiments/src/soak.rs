@@ -5,6 +5,7 @@
 //! one [`Fault`]. Both say in words what is wrong, so that a failing seed can be run again alone.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet};
 use rumormill::id::{Height, RunId};
@@ -339,11 +340,11 @@ fn falsify(mut height: CertifiedHeight, rng: &mut KeyedRng) -> CertifiedHeight {
         1 => height.acks.truncate(1),
         2 => height.height = u64::MAX - u64::from(rng.index(3)),
         3 => {
-            if let Some(segment) = height.segments.first_mut() {
+            if let Some(segment) = Arc::make_mut(&mut height.segments).first_mut() {
                 segment.bytes[0] ^= 1;
             }
         }
-        4 => height.segments.reverse(),
+        4 => Arc::make_mut(&mut height.segments).reverse(),
         _ => {
             let first = height.acks[0];
             height.acks.iter_mut().for_each(|ack| *ack = first);

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use rumormill::manifest::Founders;
+use rumormill::manifest::{Directions, Founders};
 
 use crate::run::{NodeSettings, RunArgs, RunFile};
 
@@ -20,6 +20,10 @@ pub struct InitArgs {
     /// Write over an existing file
     #[arg(long)]
     pub force: bool,
+    /// shared: all measure along the same directions. private: each along its own and all wait for
+    /// all, as in *Just One Byte*
+    #[arg(long, default_value = "shared")]
+    pub directions: Directions,
     /// What to train.
     #[command(flatten)]
     pub run: RunArgs,
@@ -30,7 +34,11 @@ pub fn run(args: &InitArgs) -> Result<u8> {
     if args.out.exists() && !args.force {
         bail!("{} exists; --force writes over it, --out names another", args.out.display());
     }
-    let prepared = args.run.prepare(Founders::Minimum(args.members), usize::from(args.members))?;
+    let prepared = args.run.prepare(
+        Founders::Minimum(args.members),
+        usize::from(args.members),
+        args.directions,
+    )?;
     let absolute = |path: &str| match std::fs::canonicalize(path) {
         Ok(path) if args.run.data != rumormill::data::source::DIGITS => {
             path.to_string_lossy().into_owned()

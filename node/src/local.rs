@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use libp2p::Multiaddr;
-use rumormill::manifest::Founders;
+use rumormill::manifest::{Directions, Founders};
 use rumormill::protocol::{Config, EdgeRate, GradientClock};
 use rumormill::time::Time;
 use rumormill_topology::Topology;
@@ -252,7 +252,11 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
         (0..topology.node_count()).map(|index| identity(args.run.seed, index)).collect();
     let founders = Founders::Members(identities.iter().map(Identity::node_id).collect());
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let prepared = args.run.prepare(founders, cores)?;
+    let directions = match args.algorithm {
+        AlgorithmName::Justonebyte => Directions::Private,
+        _ => Directions::Shared,
+    };
+    let prepared = args.run.prepare(founders, cores, directions)?;
     let shares = edge_shares(args, &topology)?;
     let rounds = prepared.manifest.rounds_total();
     announce(args, &topology, &prepared);

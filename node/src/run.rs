@@ -11,7 +11,7 @@ use rumormill::data::source::{DIGITS, DataFormat, DataSource, Found};
 use rumormill::direction::Direction;
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::lb8;
-use rumormill::manifest::{DataMode, Founders, Manifest};
+use rumormill::manifest::{DataMode, Directions, Founders, Manifest};
 use rumormill::objective::{ModelSpec, Objective, Scratch, build};
 use rumormill::params::State;
 use rumormill::sample::minibatch;
@@ -103,7 +103,12 @@ pub struct Prepared {
 impl RunArgs {
     /// Loads the data, builds the base model, measures the scale of its projected gradients, and
     /// writes the manifest for these founders.
-    pub fn prepare(&self, founders: Founders, cores: usize) -> Result<Prepared> {
+    pub fn prepare(
+        &self,
+        founders: Founders,
+        cores: usize,
+        directions: Directions,
+    ) -> Result<Prepared> {
         let dataset = Arc::new(self.load()?);
         let (objective, base) = model(&self.model, &dataset, self.seed)?;
         let redundancy =
@@ -132,6 +137,7 @@ impl RunArgs {
             rounds: self.rounds.unwrap_or(DEFAULT_ROUNDS),
             rounds_per_height: self.rounds_per_height,
             probes_per_round: self.probes_per_round,
+            directions,
             redundancy_256: (redundancy * 256.0).round() as u32,
             staleness: self.staleness,
             batch: self.batch,
@@ -308,6 +314,7 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
     ("rounds", "Number of rounds, rounded up to whole heights."),
     ("rounds_per_height", "E, rounds that are certified together."),
     ("probes_per_round", "m, probes a node aims at in a round; at most 2m are counted."),
+    ("directions", "shared: all walk the same. private: each its own, and all wait for all."),
     ("redundancy_256", "Probes per direction, in units of 1/256."),
     ("staleness", "Rounds a node may run beyond the ones it has closed."),
     ("batch", "Rows in the minibatch of a probe."),

@@ -1,10 +1,10 @@
 //! Acknowledging and certifying heights, and catching up from certified history.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
 use crate::height::{
-    Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet, SetDigest,
+    Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
 };
 use crate::id::{Height, NodeId, Origin};
 use crate::keys::Signature;
@@ -43,7 +43,7 @@ impl Protocol {
         let Some(origin) = self.own_origin(&params) else { return };
         let Some(state) = self.heights.get_mut(&height) else { return };
         state.grown = false;
-        let set = RecordSet::of(Height(height), &state.ledger, &state.controls, None);
+        let set = state.current_set(height).clone();
         let last = state.signed.last();
         let floor = last.or(state.signed_before.as_ref());
         if floor.is_some_and(|floor| !set.contains(floor))
@@ -64,7 +64,7 @@ impl Protocol {
             controls: state.controls.values().cloned().collect(),
         }));
         let ack = Ack::sign(&self.run, Height(height), &self.keys, &set);
-        state.acks.insert(origin, ack);
+        state.acks.insert(origin, Arc::new(ack));
         if state.signed.len() == SIGNED_MAX {
             state.signed.remove(0);
         }
@@ -145,6 +145,9 @@ impl Protocol {
         state.own.signed_len = segment.bytes.len();
         state.own.closed = closed;
         state.ledger.set_own(origin, segment);
+        if let Some(cache) = &self.cache {
+            state.ledger.share(height, origin, &mut cache.lock().segments);
+        }
         state.grown = true;
     }
 
@@ -156,13 +159,22 @@ impl Protocol {
             return false;
         };
         let Some(state) = self.heights.get_mut(&height) else { return true };
-        let held = state.acks.get(&origin);
+        let held = state.acks.get(origin);
         if state.certified.is_some() || held.is_some_and(|held| held.weight >= ack.weight) {
             return true;
         }
-        if !ack.is_signed_by(&run, Height(height), scheme, id) {
-            return false;
-        }
+        let checked = self.cache.as_ref().and_then(|cache| cache.lock().ack(height, origin, &ack));
+        let ack = match checked {
+            Some(ack) => ack,
+            None if !ack.is_signed_by(&run, Height(height), scheme, id) => return false,
+            None => {
+                let ack = Arc::new(ack);
+                if let Some(cache) = &self.cache {
+                    cache.lock().remember_ack(height, origin, &ack);
+                }
+                ack
+            }
+        };
         state.acks.insert(origin, ack);
         true
     }
@@ -213,21 +225,17 @@ impl Protocol {
         }
     }
 
-    fn certifiable(&self) -> Option<RecordSet> {
+    fn certifiable(&mut self) -> Option<RecordSet> {
         let height = self.certified;
-        let state = self.heights.get(&height)?;
         let quorum = self.manifest.quorum(self.roster.len_at(Height(height)));
-        let mut counts: BTreeMap<SetDigest, usize> = BTreeMap::new();
-        for ack in state.acks.values() {
-            *counts.entry(ack.digest).or_default() += 1;
-        }
-        let certified: Vec<SetDigest> =
-            counts.into_iter().filter(|&(_, count)| count >= quorum).map(|(d, _)| d).collect();
-        if certified.is_empty() {
+        let state = self.heights.get_mut(&height)?;
+        if !state.acks.tally().values().any(|&count| count >= quorum) {
             return None;
         }
-        let current = || RecordSet::of(Height(height), &state.ledger, &state.controls, None);
-        let signed = state.signed.iter().cloned();
+        state.current_set(height);
+        let current = state.current.as_ref().map(|current| &current.2);
+        let tally = state.acks.tally();
+        let certified = |set: &RecordSet| tally.get(&set.digest).is_some_and(|&n| n >= quorum);
         // Evidence that came since may have taken records which an older set still counts: then
         // it can be had from history only.
         let held = |set: &RecordSet| {
@@ -235,9 +243,7 @@ impl Protocol {
             lens.into_iter()
                 .all(|(at, &len)| state.ledger.len_of(Origin(at as u16)) >= usize::from(len))
         };
-        signed
-            .chain(std::iter::once_with(current))
-            .find(|set| certified.contains(&set.digest) && held(set))
+        state.signed.iter().chain(current).find(|set| certified(set) && held(set)).cloned()
     }
 
     /// A height is certified: its coefficients are those of exactly this set.
@@ -265,8 +271,10 @@ impl Protocol {
             }
         }
         state.controls.retain(|key, _| set.controls.contains(key));
-        state.acks.retain(|_, ack| ack.digest == set.digest);
+        state.acks.keep_only(&set.digest);
         state.certified = Some(set.clone());
+        state.current = None;
+        self.reconsider();
         for &origin in &set.equivocators {
             self.exclude(origin, height);
             self.dirty.extend(end..self.closed.max(end));
@@ -291,6 +299,7 @@ impl Protocol {
         self.chains.insert(height + 1, digest);
         let summary = self.summarize(height);
         self.summaries.insert(height, summary);
+        self.reconsider();
         for key in &set.controls {
             let ControlKey::Join(id) = key;
             if self.roster.admit(*id, Height(height + 2)) && *id == self.me {
@@ -331,17 +340,23 @@ impl Protocol {
     fn export(&self, height: u64) -> CertifiedHeight {
         let state = &self.heights[&height];
         let set = state.certified.as_ref().expect("only certified heights are exported");
-        let segments = (0..state.ledger.roster_len() as u16).filter_map(|origin| {
-            let segment = state.ledger.segment(Origin(origin))?;
-            (!segment.bytes.is_empty()).then(|| CertifiedSegment {
-                origin,
-                counts: segment.counts.clone(),
-                bytes: segment.bytes.clone(),
-            })
-        });
+        let segments = || {
+            let segments = (0..state.ledger.roster_len() as u16).filter_map(|origin| {
+                let segment = state.ledger.segment(Origin(origin))?;
+                (!segment.bytes.is_empty()).then(|| CertifiedSegment {
+                    origin,
+                    counts: segment.counts.clone(),
+                    bytes: segment.bytes.clone(),
+                })
+            });
+            segments.collect()
+        };
         CertifiedHeight {
             height,
-            segments: segments.collect(),
+            segments: match &self.cache {
+                Some(cache) => cache.lock().export(height, set.digest, segments),
+                None => Arc::new(segments()),
+            },
             equivocators: set.equivocators.iter().map(|origin| origin.0).collect(),
             controls: state.controls.values().cloned().collect(),
             weight: set.weight(),
@@ -405,7 +420,9 @@ impl Protocol {
         let state = self.heights.get_mut(&height).expect("looked up above");
         keep_signatures(&mut state.ledger, ledger);
         state.controls = controls;
-        state.acks = acks.collect();
+        state.acks.replace(acks.collect());
+        state.current = None;
+        self.reconsider();
         if replaces {
             self.replace(height, set, now, out);
         } else {
@@ -424,6 +441,7 @@ impl Protocol {
         // Members, walks and limits from the height after next on follow from this set.
         let members = self.roster.clone();
         self.roster.retract(Height(height + 2));
+        self.reconsider();
         self.heights.get_mut(&height).expect("the height is recent").certified = Some(set);
         for later in height..end {
             let set = self.heights[&later].certified.clone().expect("certified before");
@@ -476,6 +494,7 @@ impl Protocol {
     fn exclude(&mut self, origin: Origin, height: u64) {
         let from = self.excluded.entry(origin).or_insert(height);
         *from = height.min(*from);
+        self.reconsider();
     }
 
     /// Asks a neighbor that is ahead, or whose chain differs, for certified history.
@@ -534,12 +553,14 @@ impl Protocol {
                 }
                 state.controls.extend(controls.into_iter().map(|c| (c.key(), c)));
                 state.signed_before = Some(set);
+                self.reconsider();
             }
         }
         out.extend(effects.into_iter().filter(|output| matches!(output, Output::Apply(_))));
     }
 
     fn restore_own(&mut self, height: u64, segment: Segment) {
+        self.reconsider();
         let Some(params) = self.params(height) else { return };
         let Some(origin) = self.own_origin(&params) else { return };
         let Some(state) = self.heights.get_mut(&height) else { return };

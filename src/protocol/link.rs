@@ -12,9 +12,10 @@ use super::{DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, 
 use crate::clock::PoissonClock;
 use crate::height::{Ack, ControlKey};
 use crate::id::{Height, NodeId, Origin};
-use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta, segment_hash};
+use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta};
 use crate::message::{AckGroup, Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
 use crate::protocol::agree::UNSIGNED;
+use crate::protocol::work::round_part;
 use crate::time::Time;
 
 /// Bytes of segments in one frame; the rest waits for the next exchange.
@@ -38,8 +39,10 @@ pub(super) struct Link {
     known: BTreeMap<u64, Vec<u16>>,
     /// Bytes of each segment that the neighbor knows to be held here.
     told: BTreeMap<u64, Vec<u16>>,
-    /// Weight of each member's ack that the neighbor has.
-    acks: BTreeMap<(u64, Origin), u64>,
+    /// Weight of each member's ack that the neighbor has, plus one: by height, by origin.
+    acks: BTreeMap<u64, Vec<u64>>,
+    /// The version of a height's acks of which the neighbor has all.
+    acks_told: BTreeMap<u64, u64>,
     controls: BTreeSet<(u64, ControlKey)>,
     evidence: BTreeSet<(u64, Origin)>,
     /// Segments of the last height that the neighbor knows to be closed.
@@ -47,6 +50,8 @@ pub(super) struct Link {
     /// Segments wanted whole by the neighbor, and from it. Both bounded by heights × roster.
     wanted_there: BTreeSet<(u64, u16)>,
     wanted_here: BTreeSet<(u64, u16)>,
+    /// Heights below are forgotten.
+    oldest: u64,
     sequence: u8,
     received: Option<u8>,
     lost_track: bool,
@@ -80,11 +85,13 @@ impl Link {
             known: BTreeMap::new(),
             told: BTreeMap::new(),
             acks: BTreeMap::new(),
+            acks_told: BTreeMap::new(),
             controls: BTreeSet::new(),
             evidence: BTreeSet::new(),
             closed: BTreeSet::new(),
             wanted_there: BTreeSet::new(),
             wanted_here: BTreeSet::new(),
+            oldest: 0,
             sequence: 0,
             received: None,
             lost_track: false,
@@ -128,6 +135,7 @@ impl Link {
     fn resend(&mut self) {
         self.send_full = true;
         self.acks.clear();
+        self.acks_told.clear();
         self.controls.clear();
         self.evidence.clear();
         self.closed.clear();
@@ -171,11 +179,26 @@ impl Link {
         self.lose_track();
     }
 
-    /// Forgets what is known about heights below `oldest`.
+    /// Forgets what is known about heights below `oldest`, and about those that the neighbor has
+    /// certified: nothing of them is said any more. One more is kept, as frames overtake each other.
     fn forget(&mut self, oldest: u64) {
-        self.known = self.known.split_off(&oldest);
-        self.told = self.told.split_off(&oldest);
-        self.acks = self.acks.split_off(&(oldest, Origin(0)));
+        let needed = oldest.max(self.certified.saturating_sub(1));
+        while self.known.first_key_value().is_some_and(|(&height, _)| height < needed) {
+            self.known.pop_first();
+        }
+        while self.told.first_key_value().is_some_and(|(&height, _)| height < needed) {
+            self.told.pop_first();
+        }
+        while self.acks.first_key_value().is_some_and(|(&height, _)| height < needed) {
+            self.acks.pop_first();
+        }
+        while self.acks_told.first_key_value().is_some_and(|(&height, _)| height < needed) {
+            self.acks_told.pop_first();
+        }
+        if oldest == self.oldest {
+            return;
+        }
+        self.oldest = oldest;
         let least = ControlKey::Join(NodeId([0; 32]));
         self.controls = self.controls.split_off(&(oldest, least));
         self.evidence = self.evidence.split_off(&(oldest, Origin(0)));
@@ -192,6 +215,32 @@ fn evidence_len(evidence: &Evidence) -> usize {
 fn len_at(lens: &BTreeMap<u64, Vec<u16>>, height: u64, origin: u16) -> u16 {
     let lens = lens.get(&height).and_then(|lens| lens.get(usize::from(origin)));
     lens.copied().unwrap_or(0)
+}
+
+/// A height's lengths, for as many origins as the roster has.
+fn lens_of(lens: &mut BTreeMap<u64, Vec<u16>>, height: u64, roster_len: usize) -> &mut Vec<u16> {
+    let lens = lens.entry(height).or_default();
+    if lens.len() < roster_len {
+        lens.resize(roster_len, 0);
+    }
+    lens
+}
+
+/// Calls `visit` with every index at which `ours` is larger than `theirs`. Most are equal, and most
+/// exchanges look at all: whole blocks are compared at once.
+fn for_each_longer(ours: &[u16], theirs: &[u16], mut visit: impl FnMut(usize)) {
+    const BLOCK: usize = 64;
+    for (block, (ours, theirs)) in ours.chunks(BLOCK).zip(theirs.chunks(BLOCK)).enumerate() {
+        let longer = ours.iter().zip(theirs).fold(0, |any, (a, b)| any | u16::from(a > b));
+        if longer == 0 {
+            continue;
+        }
+        for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
+            if a > b {
+                visit(block * BLOCK + at);
+            }
+        }
+    }
 }
 
 /// Sets an entry; indices are below the roster's length by the caller's check.
@@ -342,14 +391,15 @@ impl Protocol {
 
     /// Lengths held that the neighbor does not know of.
     fn changed_lens(&self, height: u64, link: &mut Link, full: bool) -> Option<Have> {
-        let state = self.heights.get(&height)?;
+        let held = self.heights.get(&height)?.ledger.lens();
+        let told = lens_of(&mut link.told, height, held.len());
+        if full {
+            told.fill(0);
+        }
         let mut lens = Vec::new();
-        for origin in 0..state.ledger.roster_len() as u16 {
-            let len = state.ledger.len_of(Origin(origin)) as u16;
-            if len > len_at(&link.told, height, origin) || (full && len > 0) {
-                lens.push((origin, len));
-                set_len(&mut link.told, height, origin, len);
-            }
+        for_each_longer(held, told, |at| lens.push((at as u16, held[at])));
+        for &(origin, len) in &lens {
+            told[usize::from(origin)] = len;
         }
         (!lens.is_empty()).then_some(Have { height, lens })
     }
@@ -358,12 +408,20 @@ impl Protocol {
     fn add_segments(&self, height: u64, link: &mut Link, segments: &mut Vec<SegmentDelta>) {
         let Some(state) = self.heights.get(&height) else { return };
         let mut used: usize = segments.iter().map(|delta| delta.bytes.len() + 80).sum();
-        for at in 0..state.ledger.roster_len() as u16 {
+        let last = height + 1 == self.manifest.heights();
+        let held = state.ledger.lens();
+        let mut candidates: Vec<u16> = Vec::new();
+        if last || link.wanted_there.range((height, 0)..=(height, u16::MAX)).next().is_some() {
+            candidates.extend(0..held.len() as u16);
+        } else {
+            let known = lens_of(&mut link.known, height, held.len());
+            for_each_longer(held, known, |at| candidates.push(at as u16));
+        }
+        for at in candidates {
             let origin = Origin(at);
             let Some(segment) = state.ledger.segment(origin) else { continue };
             let known = len_at(&link.known, height, at);
             let whole = link.wanted_there.contains(&(height, at));
-            let last = height + 1 == self.manifest.heights();
             // The last height's closing statement may come without new records.
             let closing = last && segment.closed && !link.closed.contains(&origin);
             let news = segment.bytes.len() > usize::from(known) || closing;
@@ -387,14 +445,28 @@ impl Protocol {
     /// Acks that the neighbor lacks, grouped by the set they sign.
     fn add_acks(&self, height: u64, link: &mut Link, groups: &mut Vec<AckGroup>) {
         let Some(state) = self.heights.get(&height) else { return };
-        for (&origin, ack) in &state.acks {
-            let known = link.acks.entry((height, origin)).or_insert(0);
+        let version = state.acks.version();
+        if link.acks_told.get(&height) == Some(&version) {
+            return;
+        }
+        let known = link.acks.entry(height).or_default();
+        let mut told: usize = groups.iter().map(|group| group.acks.len() + 1).sum();
+        let mut all = true;
+        for (origin, ack) in state.acks.iter() {
+            if known.len() <= origin.index() {
+                known.resize(origin.index().max(state.ledger.roster_len() - 1) + 1, 0);
+            }
+            let known = &mut known[origin.index()];
             // Weight 0 is the set of an absent height; it is told as well.
-            let told: usize = groups.iter().map(|group| group.acks.len() + 1).sum();
-            if *known > ack.weight || told > ACKS_MAX {
+            if *known > ack.weight {
+                continue;
+            }
+            if told > ACKS_MAX {
+                all = false;
                 continue;
             }
             *known = ack.weight.saturating_add(1);
+            told += 1;
             // A liar may sign one digest under two weights: the signature covers both.
             let same = |group: &AckGroup| {
                 (group.height, group.weight, group.digest) == (height, ack.weight, ack.digest)
@@ -402,13 +474,19 @@ impl Protocol {
             let entry = (origin.0, ack.signature);
             match groups.iter_mut().find(|group| same(group)) {
                 Some(group) => group.acks.push(entry),
-                None => groups.push(AckGroup {
-                    height,
-                    weight: ack.weight,
-                    digest: ack.digest,
-                    acks: vec![entry],
-                }),
+                None => {
+                    told += 1;
+                    groups.push(AckGroup {
+                        height,
+                        weight: ack.weight,
+                        digest: ack.digest,
+                        acks: vec![entry],
+                    });
+                }
             }
+        }
+        if all {
+            link.acks_told.insert(height, version);
         }
     }
 
@@ -439,20 +517,19 @@ impl Protocol {
         if stage != Stage::Open {
             return Vec::new();
         }
-        let digests: BTreeSet<_> = state.acks.values().map(|ack| ack.digest).collect();
-        if digests.len() < 2 || state.signed.is_empty() {
+        if state.acks.tally().len() < 2 || state.signed.is_empty() {
             link.disagreed = 0;
             return Vec::new();
         }
         let mut sums = Vec::new();
         for at in 0..state.ledger.roster_len() as u16 {
-            let Some(segment) = state.ledger.segment(Origin(at)) else { continue };
-            let len = segment.bytes.len() as u16;
+            let Some(segment) = state.ledger.held(Origin(at)) else { continue };
+            let len = state.ledger.len_of(Origin(at)) as u16;
             if len != len_at(&link.known, height, at) {
                 link.disagreed = 0;
                 return Vec::new();
             }
-            let hash = segment_hash(&segment.counts, &segment.bytes);
+            let hash = segment.hash_of_prefix(usize::from(len));
             sums.push((at, len, hash[..8].try_into().expect("eight bytes")));
         }
         link.disagreed += 1;
@@ -575,8 +652,8 @@ impl Protocol {
     /// Notes what the neighbor holds and knows.
     fn note(&mut self, from: NodeId, exchange: &Exchange) {
         let mine = self.certified;
-        let heights: BTreeMap<u64, usize> =
-            self.heights.iter().map(|(&h, state)| (h, state.ledger.roster_len())).collect();
+        let heights = &self.heights;
+        let roster_len = |height: u64| heights.get(&height).map(|state| state.ledger.roster_len());
         let link = self.links.get_mut(&from).expect("checked by the caller");
         let expected = link.received.map(|last| last.wrapping_add(1));
         if expected.is_some_and(|expected| expected != exchange.sequence) {
@@ -598,27 +675,26 @@ impl Protocol {
             link.ahead = (mine, count);
         }
         for have in &exchange.have {
-            let Some(&roster_len) = heights.get(&have.height) else { continue };
+            let Some(roster_len) = roster_len(have.height) else { continue };
+            let known = lens_of(&mut link.known, have.height, roster_len);
             for &(origin, len) in &have.lens {
-                if usize::from(origin) < roster_len
-                    && len >= len_at(&link.known, have.height, origin)
-                {
-                    set_len(&mut link.known, have.height, origin, len);
+                if let Some(known) = known[..roster_len].get_mut(usize::from(origin)) {
+                    *known = len.max(*known);
                 }
             }
         }
         for &(height, origin) in &exchange.wanted {
-            if heights.get(&height).is_some_and(|&len| usize::from(origin) < len) {
+            if roster_len(height).is_some_and(|len| usize::from(origin) < len) {
                 link.wanted_there.insert((height, origin));
             }
         }
         for sums in exchange.sums.iter().take(1) {
-            let Some(state) = self.heights.get(&sums.height) else { continue };
+            let Some(state) = heights.get(&sums.height) else { continue };
             // One hash an origin: a frame could ask for the same long one many thousand times.
             for &(origin, len, hash) in sums.sums.iter().take(state.ledger.roster_len()) {
-                let Some(segment) = state.ledger.segment(Origin(origin)) else { continue };
-                let ours = segment_hash(&segment.counts, &segment.bytes);
-                if segment.bytes.len() == usize::from(len) && ours[..8] != hash {
+                let Some(segment) = state.ledger.held(Origin(origin)) else { continue };
+                let held = state.ledger.len_of(Origin(origin));
+                if held == usize::from(len) && segment.hash_of_prefix(held)[..8] != hash {
                     link.wanted_there.insert((sums.height, origin));
                 }
             }
@@ -633,8 +709,12 @@ impl Protocol {
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let invalid = |what: String| Offence::InvalidStatement(what);
-        for delta in exchange.segments {
-            self.take_segment(from, delta, out).map_err(|error| invalid(error.to_string()))?;
+        let mut link = self.links.remove(&from).expect("frames are taken from links only");
+        let mut segments = exchange.segments.into_iter();
+        let refused = segments.find_map(|delta| self.take_segment(&mut link, delta, out).err());
+        self.links.insert(from, link);
+        if let Some(error) = refused {
+            return Err(invalid(error.to_string()));
         }
         for evidence in exchange.evidence {
             self.take_evidence(from, evidence, out).map_err(|error| invalid(error.to_string()))?;
@@ -658,9 +738,12 @@ impl Protocol {
                 if !self.take_ack(group.height, Origin(origin), ack) {
                     return Err(invalid(format!("ack of member {origin}")));
                 }
-                let known = self.link_mut(from).acks.entry((group.height, Origin(origin)));
-                let known = known.or_insert(0);
-                *known = (*known).max(group.weight.saturating_add(1));
+                let known = self.link_mut(from).acks.entry(group.height).or_default();
+                let at = usize::from(origin);
+                if known.len() <= at {
+                    known.resize(at + 1, 0);
+                }
+                known[at] = known[at].max(group.weight.saturating_add(1));
             }
         }
         Ok(())
@@ -672,7 +755,7 @@ impl Protocol {
 
     fn take_segment(
         &mut self,
-        from: NodeId,
+        link: &mut Link,
         delta: SegmentDelta,
         out: &mut Vec<Output>,
     ) -> Result<(), InsertError> {
@@ -698,7 +781,18 @@ impl Protocol {
             limits: params.limits,
         };
         let before = state.ledger.len_of(origin);
-        let inserted = state.ledger.insert(&context, &id, delta)?;
+        let checked = self.cache.as_ref().map(|cache| cache.lock());
+        let known = checked.and_then(|c| state.ledger.insert_checked(&delta, &c.segments));
+        let inserted = match known {
+            Some(inserted) => inserted,
+            None => {
+                let inserted = state.ledger.insert(&context, &id, delta)?;
+                if let (Some(cache), Inserted::Extended(_)) = (&self.cache, &inserted) {
+                    state.ledger.share(height, origin, &mut cache.lock().segments);
+                }
+                inserted
+            }
+        };
         let after = state.ledger.len_of(origin);
         match inserted {
             Inserted::Extended(_) => {
@@ -708,35 +802,37 @@ impl Protocol {
                 let records = news.iter().filter(|&&byte| byte != crate::lb8::ABSTAIN).count();
                 self.stats.accepted += records as u64;
                 self.stats.accepted_bytes += (records * size_of::<u8>()) as u64;
-                let mut start = 0;
-                let mut changed = Vec::new();
-                for (within, &count) in segment.counts.iter().enumerate() {
-                    let end = start + usize::from(count);
-                    if end > before && count > 0 {
-                        changed.push(within as u64);
-                    }
-                    start = end;
+                let first = height * u64::from(self.manifest.rounds_per_height);
+                if let Some(tally) = &self.tally
+                    && (first..first + segment.counts.len() as u64).contains(&tally.round)
+                {
+                    let within = (tally.round - first) as usize;
+                    let after = round_part(&segment.counts, &segment.bytes, within);
+                    let start: usize =
+                        segment.counts[..within].iter().map(|&count| usize::from(count)).sum();
+                    let held = before.saturating_sub(start).min(after.len());
+                    let (before, after) = (tally.values(&after[..held]), tally.values(after));
+                    self.tally_growth(origin, before, after);
                 }
-                let first = self.first_round(height);
-                let closed = self.closed;
-                self.dirty.extend(
-                    changed.into_iter().map(|within| first + within).filter(|&r| r < closed),
-                );
+                let segment = self.heights[&height].ledger.segment(origin).expect("just extended");
+                let mut end = 0;
+                for (round, &count) in (first..self.closed).zip(&segment.counts) {
+                    end += usize::from(count);
+                    if end > before && count > 0 {
+                        self.dirty.insert(round);
+                    }
+                }
             }
             Inserted::Duplicate(records) => self.stats.duplicates += records as u64,
             Inserted::NeedsWhole => {
-                self.link_mut(from).wanted_here.insert((height, origin.0));
+                link.wanted_here.insert((height, origin.0));
                 return Ok(());
             }
             Inserted::Equivocation => self.on_equivocation(height, origin, out),
         }
-        let link = self.link_mut(from);
-        let len = after as u16;
-        if len > len_at(&link.known, height, origin.0) {
-            set_len(&mut link.known, height, origin.0, len);
-        }
-        if len > len_at(&link.told, height, origin.0) {
-            set_len(&mut link.told, height, origin.0, len);
+        for lens in [&mut link.known, &mut link.told] {
+            let len = &mut lens_of(lens, height, params.roster_len)[origin.index()];
+            *len = (*len).max(after as u16);
         }
         Ok(())
     }
@@ -776,6 +872,7 @@ impl Protocol {
         if let Some(state) = self.heights.get_mut(&height) {
             state.grown = true;
         }
+        self.reconsider();
         let rounds = self.first_round(height)..self.first_round(height + 1).min(self.closed);
         self.dirty.extend(rounds);
         let id = *self.roster.id(origin).expect("checked by the caller");

@@ -8,21 +8,26 @@
 //! The parts, in the order in which data flows: `work` measures and closes rounds, `link` exchanges
 //! with a neighbor, `agree` acknowledges and certifies heights.
 
+mod acks;
 mod agree;
+mod cache;
 mod config;
 mod input;
 mod link;
 mod output;
 mod work;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
+pub use cache::Cache;
 pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
 pub use input::Input;
 pub use output::{Change, Entry, Event, Offence, Output};
 
 use crate::clock::PoissonClock;
-use crate::height::{Ack, ChainDigest, Control, ControlKey, RecordSet};
+use crate::height::{ChainDigest, Control, ControlKey, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, RunId, Slot};
 use crate::keys::{Keys, Scheme};
 use crate::ledger::{Context, Ledger, SegmentLimits};
@@ -34,7 +39,9 @@ use crate::start::{Start, founders_of};
 use crate::time::Time;
 use crate::update::RoundUpdate;
 
+use acks::Acks;
 use link::Link;
+use work::Tally;
 
 /// Certified heights that are kept in memory: a larger certificate may still replace them, and
 /// neighbors that are behind may still get their records by exchange. Older ones are history.
@@ -97,7 +104,7 @@ struct HeightState {
     ledger: Ledger,
     controls: BTreeMap<ControlKey, Control>,
     /// The heaviest ack of each member.
-    acks: BTreeMap<Origin, Ack>,
+    acks: Acks,
     /// Sets that this node acknowledged, growing. Bounded.
     signed: Vec<RecordSet>,
     /// The last set that was acknowledged before a restart: only larger ones may follow.
@@ -108,9 +115,37 @@ struct HeightState {
     grown: bool,
     /// When all its rounds had been closed here.
     closed_at: Option<Time>,
+    /// The set of everything held, with the ledger's version and the number of control records.
+    current: Option<(u64, usize, RecordSet)>,
 }
 
 impl HeightState {
+    fn new(roster_len: usize) -> HeightState {
+        HeightState {
+            ledger: Ledger::new(roster_len),
+            controls: BTreeMap::new(),
+            acks: Acks::default(),
+            signed: Vec::new(),
+            signed_before: None,
+            own: Own::default(),
+            certified: None,
+            grown: false,
+            closed_at: None,
+            current: None,
+        }
+    }
+
+    /// The set of everything that is held. Control records of an open height are only ever added.
+    fn current_set(&mut self, height: u64) -> &RecordSet {
+        let (version, controls) = (self.ledger.version(), self.controls.len());
+        let fresh = self.current.as_ref().is_some_and(|c| (c.0, c.1) == (version, controls));
+        if !fresh {
+            let set = RecordSet::of(Height(height), &self.ledger, &self.controls, None);
+            self.current = Some((version, controls, set));
+        }
+        &self.current.as_ref().expect("just made").2
+    }
+
     /// Whether this node may add no more records of its own.
     fn is_frozen(&self) -> bool {
         self.certified.is_some() || !self.signed.is_empty() || self.signed_before.is_some()
@@ -144,6 +179,7 @@ pub struct Protocol {
     scheme: Scheme,
     me: NodeId,
     config: Config,
+    cache: Option<Cache>,
     start: Option<Start>,
     founding: Vec<StartVote>,
     roster: Roster,
@@ -157,16 +193,21 @@ pub struct Protocol {
     certified: u64,
     /// Origins whose records count for nothing, from a height on.
     excluded: BTreeMap<Origin, u64>,
+    /// Settings of heights as they were asked for, until something that they follow from changes.
+    settings: RefCell<BTreeMap<u64, Arc<HeightParams>>>,
 
     /// The first round that is not closed.
     closed: u64,
     closed_since: Time,
     /// Rounds closed for lack of patience since the last certificate.
     impatient: u32,
-    deals: BTreeMap<u64, Deal>,
+    deals: BTreeMap<u64, Arc<Deal>>,
+    /// Decoded rounds, as far as later rounds look at them.
     values: BTreeMap<u64, RoundValues>,
-    applied: BTreeMap<u64, RoundUpdate>,
+    applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
+    /// What is held of the oldest open round, until something that it follows from changes.
+    tally: Option<Tally>,
 
     /// The round in which the next probe is made, and its position in the walk.
     round: u64,
@@ -208,6 +249,7 @@ impl Protocol {
             me: keys.id(),
             keys,
             config,
+            cache: None,
             start,
             founding: Vec::new(),
             roster,
@@ -218,6 +260,7 @@ impl Protocol {
             chains: BTreeMap::from([(0, ChainDigest::start(&run))]),
             certified: 0,
             excluded: BTreeMap::new(),
+            settings: RefCell::default(),
             closed: 0,
             closed_since: Time::ZERO,
             impatient: 0,
@@ -225,6 +268,7 @@ impl Protocol {
             values: BTreeMap::new(),
             applied: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            tally: None,
             round: 0,
             position: 0,
             outstanding: VecDeque::new(),
@@ -246,6 +290,11 @@ impl Protocol {
             protocol.open_heights();
         }
         Ok(protocol)
+    }
+
+    /// Shares results with other nodes of this process; it changes nothing that the node does.
+    pub fn set_cache(&mut self, cache: Cache) {
+        self.cache = Some(cache);
     }
 
     /// Takes an event and appends what is to be done, in order.
@@ -330,26 +379,32 @@ impl Protocol {
         self.send_hello(peer, false, out);
     }
 
+    /// Something changed that settings of heights and the sufficiency of rounds follow from.
+    fn reconsider(&mut self) {
+        self.settings.get_mut().clear();
+        self.tally = None;
+    }
+
     /// Makes the states of the heights in which records are taken.
     fn open_heights(&mut self) {
+        self.reconsider();
         for height in self.certified..self.certified + OPEN {
             let Some(params) = self.params(height) else { break };
-            self.heights.entry(height).or_insert_with(|| HeightState {
-                ledger: Ledger::new(params.roster_len),
-                controls: BTreeMap::new(),
-                acks: BTreeMap::new(),
-                signed: Vec::new(),
-                signed_before: None,
-                own: Own::default(),
-                certified: None,
-                grown: false,
-                closed_at: None,
-            });
+            self.heights.entry(height).or_insert_with(|| HeightState::new(params.roster_len));
         }
     }
 
     /// The settings of a height, once height − 2 is certified.
-    fn params(&self, height: u64) -> Option<HeightParams> {
+    fn params(&self, height: u64) -> Option<Arc<HeightParams>> {
+        if let Some(params) = self.settings.borrow().get(&height) {
+            return Some(Arc::clone(params));
+        }
+        let params = Arc::new(self.derive_params(height)?);
+        self.settings.borrow_mut().insert(height, Arc::clone(&params));
+        Some(params)
+    }
+
+    fn derive_params(&self, height: u64) -> Option<HeightParams> {
         if height >= self.manifest.heights() || !self.is_started() {
             return None;
         }
@@ -366,7 +421,7 @@ impl Protocol {
             let counts = |origin: &Origin| !self.is_excluded(*origin, height - 2);
             let active: Vec<Origin> = all
                 .clone()
-                .filter(|origin| summary.active.contains(origin) || new(origin))
+                .filter(|origin| summary.active.binary_search(origin).is_ok() || new(origin))
                 .filter(counts)
                 .collect();
             let active = if active.is_empty() { all.collect() } else { active };

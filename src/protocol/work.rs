@@ -6,12 +6,15 @@
 //! parts left out, reach `m·(A − f)`, or after a patience time. Records that come later change
 //! coefficients; the difference is applied when the next round is closed.
 
+use std::sync::Arc;
+
 use super::{
     Change, Event, GradientClock, HeightParams, HeightState, Output, Protocol, RoundUpdate,
     RoundValues, Time,
 };
 use crate::id::{Origin, Round, Slot};
 use crate::lb8;
+use crate::manifest::Directions;
 use crate::round::Deal;
 use crate::spsa::projected_gradient;
 use crate::update::{Coefficient, round_update};
@@ -59,7 +62,11 @@ impl Protocol {
     /// The next probe of the walk; otherwise what is waited for, or nothing when this node has no
     /// more to measure.
     fn next_probe(&mut self) -> Result<(Round, Slot), Option<String>> {
-        let staleness = u64::from(self.manifest.staleness);
+        let staleness = match self.manifest.directions {
+            Directions::Shared => u64::from(self.manifest.staleness),
+            // A barrier: the next round begins when this one is closed.
+            Directions::Private => 1,
+        };
         loop {
             if !self.probing || self.round >= self.manifest.rounds_total() {
                 return Err(None);
@@ -107,10 +114,14 @@ impl Protocol {
         self.position = 0;
     }
 
-    fn deal(&mut self, round: u64, params: &HeightParams) -> &Deal {
-        let (manifest, run) = (&self.manifest, &self.run);
+    fn deal(&mut self, round: u64, params: &HeightParams) -> &Arc<Deal> {
+        let (manifest, run, cache) = (&self.manifest, &self.run, &self.cache);
         self.deals.entry(round).or_insert_with(|| {
-            Deal::new(manifest, run, Round(round), params.roster_len, &params.active)
+            let deal = || Deal::new(manifest, run, Round(round), params.roster_len, &params.active);
+            match cache {
+                Some(cache) => cache.lock().deal(round, params.roster_len, &params.active, deal),
+                None => Arc::new(deal()),
+            }
         })
     }
 
@@ -133,34 +144,48 @@ impl Protocol {
             return;
         }
         let value = projected_gradient(plus, minus, self.manifest.epsilon_log2);
+        if state.own.bytes.is_empty() {
+            // Until now the ledger spoke for this node.
+            self.tally = None;
+        }
         state.own.bytes.push(lb8::encode(value, params.exponent));
         if state.own.counts.len() <= within {
             state.own.counts.resize(within + 1, 0);
         }
         state.own.counts[within] += 1;
+        if let Some(origin) = self.roster.origin(&self.me)
+            && let Some(tally) = self.tally.as_ref().filter(|tally| tally.round == round.0)
+        {
+            let part = round_part(&state.own.counts, &state.own.bytes, within);
+            let (before, after) = (tally.values(&part[..part.len() - 1]), tally.values(part));
+            self.tally_growth(origin, before, after);
+        }
         if round.0 < self.closed {
             self.dirty.insert(round.0);
         }
     }
 
-    /// An origin's counts and bytes of a height: what is certified, or everything that is held.
-    fn records(&self, height: u64, origin: Origin) -> Option<(&[u16], &[u8])> {
-        let state = self.heights.get(&height)?;
-        let own = self.roster.origin(&self.me) == Some(origin) && state.certified.is_none();
-        if own && !state.own.bytes.is_empty() {
-            return Some((&state.own.counts, &state.own.bytes));
-        }
-        state.ledger.segment(origin).map(|segment| (&segment.counts[..], &segment.bytes[..]))
-    }
-
-    /// An origin's bytes of one round.
-    fn round_bytes(&self, round: u64, origin: Origin) -> &[u8] {
+    /// The bytes of one round by origin, without the excluded: what is certified, or everything that
+    /// is held; at most a walk's length.
+    fn parts(&self, round: u64, params: &HeightParams) -> impl Iterator<Item = (Origin, &[u8])> {
         let height = self.height_of(round);
         let within = (round - self.first_round(height)) as usize;
-        let Some((counts, bytes)) = self.records(height, origin) else { return &[] };
-        let Some(&count) = counts.get(within) else { return &[] };
-        let before: usize = counts[..within].iter().map(|&count| usize::from(count)).sum();
-        &bytes[before..before + usize::from(count)]
+        let walk_len = params.walk_len;
+        let state = self.heights.get(&height);
+        let open = state.filter(|state| state.certified.is_none() && !state.own.bytes.is_empty());
+        let own = self.roster.origin(&self.me).zip(open);
+        let origins = (0..params.roster_len as u16).map(Origin);
+        let counted = origins.filter(move |&origin| !self.is_excluded(origin, height));
+        counted.map(move |origin| {
+            let records = match own {
+                Some((me, state)) if me == origin => Some((&state.own.counts, &state.own.bytes)),
+                _ => state
+                    .and_then(|state| state.ledger.segment(origin))
+                    .map(|segment| (&segment.counts, &segment.bytes)),
+            };
+            let part = records.map_or(&[][..], |(counts, bytes)| round_part(counts, bytes, within));
+            (origin, &part[..part.len().min(walk_len)])
+        })
     }
 
     /// Closes every round that can be closed.
@@ -204,24 +229,48 @@ impl Protocol {
         }
     }
 
-    /// Whether the bytes held of a round, the `f` longest parts left out, reach `m·(A − f)`.
-    fn has_enough(&self, round: u64, params: &HeightParams) -> bool {
-        let height = self.height_of(round);
-        let mut counts: Vec<usize> = (0..params.roster_len as u16)
-            .map(Origin)
-            .filter(|&origin| !self.is_excluded(origin, height))
-            .map(|origin| {
-                let bytes = self.round_bytes(round, origin);
-                let bytes = &bytes[..bytes.len().min(params.walk_len)];
-                bytes.iter().filter(|&&byte| byte != lb8::ABSTAIN).count()
-            })
-            .collect();
-        counts.sort_unstable();
-        let left_out = params.faulty.min(counts.len().saturating_sub(1));
-        counts.truncate(counts.len() - left_out);
+    /// Whether the bytes held of a round, the `f` longest parts left out, reach `m·(A − f)`. With
+    /// private directions: whether all active members have made all their probes.
+    fn has_enough(&mut self, round: u64, params: &HeightParams) -> bool {
+        if self.tally.as_ref().is_none_or(|tally| tally.round != round) {
+            let all_of =
+                (self.manifest.directions == Directions::Private).then(|| params.active.clone());
+            let mut tally = Tally { round, parts: vec![0; params.walk_len + 1], all_of };
+            for (origin, part) in self.parts(round, params) {
+                if tally.counts(origin) {
+                    let values = tally.values(part);
+                    tally.parts[values] += 1;
+                }
+            }
+            self.tally = Some(tally);
+        }
+        if self.manifest.directions == Directions::Private {
+            return self.tally.as_ref().is_some_and(Tally::is_complete);
+        }
+        let parts = &self.tally.as_ref().expect("just made").parts;
+        let origins: usize = parts.iter().sum();
+        let mut left_out = params.faulty.min(origins.saturating_sub(1));
+        let mut held = 0;
+        for (values, &origins) in parts.iter().enumerate().rev() {
+            let dropped = origins.min(left_out);
+            left_out -= dropped;
+            held += values * (origins - dropped);
+        }
         let target = (self.manifest.probes_per_round as usize).min(params.walk_len);
         let wanted = params.active.len().saturating_sub(params.faulty).max(1);
-        counts.iter().sum::<usize>() >= target * wanted
+        held >= target * wanted
+    }
+
+    /// Counts on: an origin's part of the tallied round grew from `before` to `after` values.
+    pub(super) fn tally_growth(&mut self, origin: Origin, before: usize, after: usize) {
+        let Some(tally) = &mut self.tally else { return };
+        let height = tally.round / u64::from(self.manifest.rounds_per_height);
+        let excluded = self.excluded.get(&origin).is_some_and(|&from| from <= height);
+        if excluded || !tally.counts(origin) {
+            return;
+        }
+        tally.parts[before] -= 1;
+        tally.parts[after] += 1;
     }
 
     /// When the oldest open round is closed with what there is.
@@ -243,48 +292,89 @@ impl Protocol {
 
     /// Applies what changed in closed rounds.
     pub(super) fn settle(&mut self, out: &mut Vec<Output>) {
-        let reach = if self.manifest.selection.selection().uses_window() {
-            u64::from(self.manifest.window)
-        } else {
-            self.manifest.instalments.last().map_or(0, |last| u64::from(last.age)) + 1
-        };
+        let reach = self.reach();
         let mut affected = std::collections::BTreeSet::new();
         for round in std::mem::take(&mut self.dirty) {
             if round >= self.closed {
                 continue;
             }
-            let Some(values) = self.decode(round) else { continue };
-            self.values.insert(round, values);
+            if reach > 1 {
+                let Some(values) = self.decode(round) else { continue };
+                self.values.insert(round, values);
+            }
             affected.extend(round..(round + reach).min(self.closed));
         }
         let mut changes = Vec::new();
         for round in affected {
-            let update = self.update(round);
-            let before = self.applied.insert(round, update);
-            let before = before.map_or(Vec::new(), |update| update.coefficients);
-            difference(&before, &self.applied[&round].coefficients, &mut changes);
+            let update =
+                if reach > 1 { Some(Arc::new(self.update(round))) } else { self.alone(round) };
+            let Some(update) = update else { continue };
+            let before = self.applied.insert(round, Arc::clone(&update));
+            let before = before.as_ref().map_or(&[][..], |before| &before.coefficients);
+            difference(before, &update.coefficients, &mut changes);
         }
         if !changes.is_empty() {
             out.push(Output::Apply(changes));
         }
     }
 
+    /// Rounds whose coefficients a record may change: its own, and those that look back at it.
+    fn reach(&self) -> u64 {
+        if self.manifest.selection.selection().uses_window() {
+            u64::from(self.manifest.window)
+        } else {
+            self.manifest.instalments.last().map_or(0, |last| u64::from(last.age)) + 1
+        }
+    }
+
+    /// What a round pays out that depends on no other round.
+    fn alone(&mut self, round: u64) -> Option<Arc<RoundUpdate>> {
+        let key = self.certified_key(self.height_of(round));
+        if let (Some(cache), Some(key)) = (&self.cache, &key)
+            && let Some(update) = cache.lock().update(round, key)
+        {
+            return Some(update);
+        }
+        let values = self.decode(round)?;
+        let update = Arc::new(self.update_from(round, &[&values]));
+        if let (Some(cache), Some(key)) = (&self.cache, key) {
+            cache.lock().remember_update(round, key, Arc::clone(&update));
+        }
+        Some(update)
+    }
+
+    /// A hash of all that the coefficients of a certified height follow from; `None` where nobody
+    /// would ask for it, and while the height is open.
+    fn certified_key(&self, height: u64) -> Option<[u8; 32]> {
+        self.cache.as_ref()?;
+        let set = self.heights.get(&height)?.certified.as_ref()?;
+        let params = self.params(height)?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&set.digest).update(&params.exponent.to_le_bytes());
+        hasher.update(&(params.roster_len as u64).to_le_bytes());
+        hasher.update(&(params.active.len() as u64).to_le_bytes());
+        let excluded = self.excluded.iter().filter(|entry| *entry.1 <= height).map(|entry| entry.0);
+        for origin in params.active.iter().chain(excluded) {
+            hasher.update(&origin.0.to_le_bytes());
+        }
+        Some(*hasher.finalize().as_bytes())
+    }
+
     /// The decoded records of a round.
     fn decode(&mut self, round: u64) -> Option<RoundValues> {
         let height = self.height_of(round);
         let params = self.params(height)?;
-        let slots = self.deal(round, &params).directions() as usize;
-        let deal = &self.deals[&round];
-        let mut values = RoundValues { slots: vec![Vec::new(); slots] };
-        for origin in (0..params.roster_len as u16).map(Origin) {
-            if self.is_excluded(origin, height) {
-                continue;
-            }
-            let bytes = self.round_bytes(round, origin).iter().take(params.walk_len);
-            for (position, &byte) in bytes.enumerate() {
-                if let Some(value) = lb8::decode(byte, params.exponent) {
-                    let slot = deal.slot(origin, position as u32).0 as usize;
-                    values.slots[slot].push((origin, f64::from(value)));
+        let deal = Arc::clone(self.deal(round, &params));
+        let decoded: Vec<Option<f32>> =
+            (0..=u8::MAX).map(|byte| lb8::decode(byte, params.exponent)).collect();
+        let slots = deal.directions() as usize;
+        let expected = params.active.len() * params.walk_len / slots.max(1);
+        let mut values =
+            RoundValues { slots: (0..slots).map(|_| Vec::with_capacity(expected)).collect() };
+        for (origin, part) in self.parts(round, &params) {
+            for (&byte, slot) in part.iter().zip(deal.walk(origin)) {
+                if let Some(value) = decoded[usize::from(byte)] {
+                    values.slots[slot.0 as usize].push((origin, f64::from(value)));
                 }
             }
         }
@@ -292,8 +382,6 @@ impl Protocol {
     }
 
     fn update(&self, round: u64) -> RoundUpdate {
-        let height = self.height_of(round);
-        let roster_len = self.roster.len_at(crate::id::Height(height));
         let oldest = self.manifest.instalments.last().map_or(0, |last| u64::from(last.age));
         let reach = oldest.max(u64::from(self.manifest.window) - 1);
         let mut window: Vec<&RoundValues> = Vec::new();
@@ -303,22 +391,46 @@ impl Protocol {
                 None => window.clear(),
             }
         }
+        self.update_from(round, &window)
+    }
+
+    fn update_from(&self, round: u64, window: &[&RoundValues]) -> RoundUpdate {
+        let height = self.height_of(round);
+        let roster_len = self.roster.len_at(crate::id::Height(height));
         let excluded: Vec<Origin> = (0..roster_len as u16)
             .map(Origin)
             .filter(|&origin| self.is_excluded(origin, height))
             .collect();
         let faulty = self.manifest.faulty_of(roster_len);
-        round_update(&self.manifest, Round(round), &window, roster_len, faulty, &excluded)
+        round_update(&self.manifest, Round(round), window, roster_len, faulty, &excluded)
     }
 
     /// What later heights need to know of this certified one: who worked, and the scale of its
     /// values by the median rule, changed by at most two octaves.
-    pub(super) fn summarize(&self, height: u64) -> super::Summary {
+    pub(super) fn summarize(&mut self, height: u64) -> super::Summary {
+        let key = self.certified_key(height).filter(|_| self.reach() == 1);
+        if let (Some(cache), Some(key)) = (&self.cache, &key)
+            && let Some(summary) = cache.lock().summary(height, key)
+        {
+            return summary;
+        }
+        let summary = self.derive_summary(height);
+        if let (Some(cache), Some(key)) = (&self.cache, key) {
+            cache.lock().remember_summary(height, key, summary.clone());
+        }
+        summary
+    }
+
+    fn derive_summary(&mut self, height: u64) -> super::Summary {
         let params = self.params(height).expect("a certified height has settings");
         let rounds = self.first_round(height)..self.first_round(height + 1);
         let mut active = vec![false; params.roster_len];
         let mut magnitudes = Vec::new();
-        for entry in rounds.filter_map(|round| self.values.get(&round)) {
+        for round in rounds {
+            let decoded = if self.reach() == 1 { self.decode(round) } else { None };
+            let Some(entry) = decoded.as_ref().or_else(|| self.values.get(&round)) else {
+                continue;
+            };
             for &(origin, value) in entry.slots.iter().flatten() {
                 active[origin.index()] = true;
                 magnitudes.push(value);
@@ -331,6 +443,44 @@ impl Protocol {
             exponent_next: scale.clamp(params.exponent - 2, params.exponent + 2).clamp(-60, 60),
         }
     }
+}
+
+/// How many origins hold how many values of a round: kept up to date record by record, so that
+/// nobody counts all origins at every event.
+#[derive(Clone, Debug)]
+pub(super) struct Tally {
+    pub(super) round: u64,
+    /// Origins by the number of their values that count.
+    parts: Vec<usize>,
+    /// With private directions, who must have made all their probes. An abstention is one, too:
+    /// nobody could wait for a node whose losses are not finite.
+    all_of: Option<Vec<Origin>>,
+}
+
+impl Tally {
+    fn counts(&self, origin: Origin) -> bool {
+        self.all_of.as_ref().is_none_or(|active| active.binary_search(&origin).is_ok())
+    }
+
+    /// Values of a part that count.
+    pub(super) fn values(&self, part: &[u8]) -> usize {
+        let part = &part[..part.len().min(self.parts.len() - 1)];
+        match self.all_of {
+            Some(_) => part.len(),
+            None => part.iter().filter(|&&byte| byte != lb8::ABSTAIN).count(),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        self.parts.split_last().is_some_and(|(_, short)| short.iter().all(|&origins| origins == 0))
+    }
+}
+
+/// The bytes of one round of a height.
+pub(super) fn round_part<'a>(counts: &[u16], bytes: &'a [u8], within: usize) -> &'a [u8] {
+    let Some(&count) = counts.get(within) else { return &[] };
+    let before: usize = counts[..within].iter().map(|&count| usize::from(count)).sum();
+    &bytes[before..before + usize::from(count)]
 }
 
 /// Changes that lead from one list of coefficients, sorted by round and slot within each
