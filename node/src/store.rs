@@ -341,7 +341,7 @@ mod tests {
     fn certified(height: u64) -> Entry {
         Entry::Certified(CertifiedHeight {
             height,
-            segments: Vec::new(),
+            segments: Default::default(),
             equivocators: Vec::new(),
             controls: Vec::new(),
             weight: height + 100,
