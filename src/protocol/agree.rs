@@ -101,8 +101,11 @@ impl Protocol {
     }
 
     /// When the lowest open height is acknowledged although some members were not seen to go on.
+    /// A node that is no member of it has nothing to sign, and would wake for it without end.
     pub(super) fn ack_due(&self) -> Option<Time> {
         let state = self.heights.get(&self.certified)?;
+        let params = self.params(self.certified)?;
+        self.own_origin(&params)?;
         let waiting = state.certified.is_none()
             && state.signed.is_empty()
             && !self.is_measuring_before(self.first_round(self.certified + 1));

@@ -13,6 +13,9 @@ pub mod scenario;
 pub mod trace;
 pub mod vectors;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -203,40 +203,34 @@ fn draw_panel(
     series: &[Series],
     lines: &[Vec<Vec<(f64, f64)>>],
 ) -> Drawn {
+    let log = log && spans_decades(lines);
     // What cannot be shown: empty cells, and zero on a logarithmic axis.
     let scaled = |line: &[(f64, f64)]| -> Vec<(f64, f64)> {
         let points = line.iter().map(|&(x, y)| (x, if log { y.log10() } else { y }));
         points.filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
     };
     let points = || lines.iter().flatten().flat_map(|line| scaled(line));
-    let (mut low, mut high) = points()
+    let range = points()
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), (_, y)| (low.min(y), high.max(y)));
-    if low > high {
-        (low, high) = (0.0, 1.0);
-        let note = match log {
-            true => "always zero: all nodes are equal",
-            false => "no finite values",
-        };
+    if range.0 > range.1 {
         let style = ("sans-serif", 14).into_font().color(&BLACK.mix(0.6));
-        panel.draw(&Text::new(note, (120, PANEL.1 as i32 / 2), style))?;
+        panel.draw(&Text::new("no finite values", (150, PANEL.1 as i32 / 2), style))?;
     }
-    let pad = ((high - low) * 0.05).max(1e-9 * high.abs()).max(1e-12);
+    let (low, high) = span(range, log);
     let right = points().fold(0.0, |most, (x, _)| f64::max(most, x)).max(1e-9);
-    // A loss near zero is seen beside zero.
-    let bottom = if !log && low >= 0.0 && low < 0.4 * high { 0.0 } else { low - pad };
     let mut chart = ChartBuilder::on(panel)
         .margin(8)
         .margin_right(24)
         .x_label_area_size(46)
         .y_label_area_size(66)
-        .build_cartesian_2d(0.0..right * 1.02, bottom..high + pad)?;
-    let digits = digits_of(high + pad - bottom);
+        .build_cartesian_2d(0.0..right * 1.02, low..high)?;
+    let digits = digits_of(high - low);
     chart
         .configure_mesh()
         .x_desc(x_title)
         .y_desc(y_title)
         .x_labels(6)
-        .y_labels(7)
+        .y_labels(if log { ((high - low) as usize + 1).min(9) } else { 7 })
         .x_label_formatter(&|x| with_prefix(*x))
         .y_label_formatter(&|y| match log {
             true => format!("{:.0e}", 10f64.powf(*y)),
@@ -260,6 +254,32 @@ fn draw_panel(
         chart.draw_series(LineSeries::new(scaled(&mean(lines)), thick))?;
     }
     Ok(())
+}
+
+/// Whether positive values differ so much that a logarithmic axis shows more.
+fn spans_decades(lines: &[Vec<Vec<(f64, f64)>>]) -> bool {
+    let values = lines.iter().flatten().flatten().map(|point| point.1);
+    let positive = values.filter(|value| *value > 0.0 && value.is_finite());
+    let (low, high) = positive
+        .fold((f64::INFINITY, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
+    high > 30.0 * low
+}
+
+/// The span of an axis for values from `low` to `high`: whole decades, or from zero when that is
+/// near.
+fn span((low, high): (f64, f64), log: bool) -> (f64, f64) {
+    if low > high {
+        return (0.0, 1.0);
+    }
+    if log {
+        return (low.floor(), high.ceil().max(low.floor() + 1.0));
+    }
+    let pad = ((high - low) * 0.05).max(1e-9 * high.abs()).max(1e-12);
+    let bottom = if low >= 0.0 && low < 0.4 * high { 0.0 } else { low - pad };
+    match high {
+        0.0 => (0.0, 1.0),
+        high => (bottom, high + pad),
+    }
 }
 
 /// Decimal places that tell the ticks of a range apart.

@@ -1,6 +1,6 @@
 //! A run of the record-set algorithm: the daemon's own protocol values on the simulated network.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use rumormill::data::shard::Shards;
@@ -8,6 +8,7 @@ use rumormill::id::Height;
 use rumormill::keys::Keys;
 use rumormill::manifest::{DataMode, Founders, Manifest};
 use rumormill::objective::{Scratch, Split};
+use rumormill::params::State;
 use rumormill::protocol::{Config, EdgeRate, Event, Protocol};
 use rumormill::selection::Rule;
 use rumormill::time::Time;
@@ -173,7 +174,7 @@ pub fn check(plan: &Plan, seed: u64) -> Result<(), Usage> {
 /// As [`check`].
 pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Outcome> {
     let mut network = network(plan, seed)?;
-    let mut scratch = Scratch::default();
+    let mut evaluator = Evaluator::default();
     let span = plan.scenario.sample_s.unwrap_or(1.0);
     let end = plan.scenario.time_s.unwrap_or(TIME_LIMIT_S);
     let mut samples: Vec<Sample> = Vec::new();
@@ -184,7 +185,7 @@ pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Out
         let done = idle || is_settled(plan, &network);
         // A run that is over is sampled at its last event.
         let at = if done { network.now.as_secs_f64() } else { at };
-        let sample = sample(plan, &network, at, &mut scratch);
+        let sample = sample(plan, &network, at, &mut evaluator);
         watch(&sample);
         let moved = samples.last().is_none_or(|last| {
             (last.work, last.rounds, last.up) != (sample.work, sample.rounds, sample.up)
@@ -233,11 +234,33 @@ fn is_settled(plan: &Plan, network: &Simulation<ModelTrainer>) -> bool {
     finished && digests.len() == 1 && !network.is_planned()
 }
 
+/// Loss and accuracy of models, remembered: nodes that wait keep theirs for long.
+#[derive(Default)]
+struct Evaluator {
+    scratch: Scratch,
+    known: BTreeMap<[u8; 32], (f64, f64)>,
+}
+
+impl Evaluator {
+    fn quality(&mut self, plan: &Plan, state: &State, params: &[f32]) -> (f64, f64) {
+        let hash = state.hash();
+        if let Some(quality) = self.known.get(&hash) {
+            return *quality;
+        }
+        // What nodes hold now is found again soon, if at all.
+        if self.known.len() >= 4 * plan.nodes {
+            self.known.clear();
+        }
+        let evaluation = plan.objective.evaluate(params, Split::Test, &mut self.scratch);
+        *self.known.entry(hash).or_insert((evaluation.loss, evaluation.accuracy))
+    }
+}
+
 fn sample(
     plan: &Plan,
     network: &Simulation<ModelTrainer>,
     time_s: f64,
-    scratch: &mut Scratch,
+    evaluator: &mut Evaluator,
 ) -> Sample {
     let mut gathering = Gathering::default();
     for node in up(plan, network) {
@@ -245,8 +268,7 @@ fn sample(
         let mut params = vec![0.0; state.layout().dim()];
         state.write_view(&mut params);
         gathering.add(params.into_iter().map(f64::from).collect(), |params| {
-            let evaluation = plan.objective.evaluate(params, Split::Test, scratch);
-            (evaluation.loss, evaluation.accuracy)
+            evaluator.quality(plan, state, params)
         });
     }
     let per_height = u64::from(plan.scenario.run.rounds_per_height);

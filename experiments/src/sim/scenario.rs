@@ -126,7 +126,8 @@ pub struct Graph {
     pub radius: Option<f64>,
     /// Seed of the random families; default: the seed of the run.
     pub seed: Option<u64>,
-    /// A graph file instead of a family; a relative path is looked up beside the scenario.
+    /// A graph file instead of a family; a relative path is looked up beside the scenario. Its
+    /// latencies and losses are not used: `[link]` says how messages travel.
     pub file: Option<PathBuf>,
     /// Proportions of the edges' rates: `uniform` (default), `file` or `optimal`.
     #[serde(deserialize_with = "some_text")]
