@@ -80,10 +80,21 @@ struct Entry {
     name: String,
     /// What its work is counted in.
     unit: &'static str,
-    /// (work, bytes sent, measure at the mean, at the worst node).
-    points: Vec<(u64, u64, f64, f64)>,
+    points: Vec<Point>,
     /// Test accuracy of the worst node at the end, in percent.
     accuracy: f64,
+}
+
+/// How far it was at one moment.
+#[derive(Clone, Copy)]
+struct Point {
+    work: u64,
+    /// Bytes that all nodes sent together.
+    bytes: u64,
+    /// The measure at the mean of the nodes.
+    mean: f64,
+    /// The measure at the worst node.
+    worst: f64,
 }
 
 /// A problem and how nodes go about it.
@@ -226,8 +237,14 @@ impl Contest<'_> {
         let nodes = &accuracies[accuracies.len() - each..accuracies.len() - 1];
         let worst = nodes.iter().copied().fold(f64::INFINITY, f64::min);
         let points = course.points.iter();
-        let points: Vec<_> =
-            points.map(|p| (p.gradients, exchange * p.edges, p.mean, p.worst)).collect();
+        let points = points
+            .map(|point| Point {
+                work: point.gradients,
+                bytes: exchange * point.edges,
+                mean: point.mean,
+                worst: point.worst,
+            })
+            .collect();
         let entry = Entry { name: name.into(), unit, points, accuracy: 100.0 * worst };
         eprintln!("{}", line(&entry));
         self.entries.push(entry);
@@ -244,7 +261,7 @@ impl Contest<'_> {
                 &contest.central,
                 &[],
                 &|_| step,
-                &[contest.base.clone()],
+                std::slice::from_ref(&contest.base),
                 &contest.plan,
                 loss,
             );
@@ -265,7 +282,8 @@ impl Contest<'_> {
                 Ok(mezo.run(contest.model, &contest.rows, &contest.base, &contest.plan, loss))
             })?;
             let entry = self.entries.pop().expect("one was added");
-            let end = |entry: &Entry| entry.points.last().map_or(f64::INFINITY, |p| p.3);
+            let end =
+                |entry: &Entry| entry.points.last().map_or(f64::INFINITY, |point| point.worst);
             if best.as_ref().is_none_or(|best| end(&entry) < end(best)) {
                 best = Some(entry);
             }
@@ -377,10 +395,14 @@ impl Contest<'_> {
         let convex = self.convex.is_some();
         // On a convex model the measure is of training rows, which the simulation does not look at.
         let error = |accuracy: f64| if convex { f64::NAN } else { 1.0 - accuracy };
-        let points: Vec<_> = outcome
-            .samples
-            .iter()
-            .map(|s| (s.work, s.bytes, error(s.accuracy), error(s.accuracy_min)))
+        let samples = outcome.samples.iter();
+        let points = samples
+            .map(|sample| Point {
+                work: sample.work,
+                bytes: sample.bytes,
+                mean: error(sample.accuracy),
+                worst: error(sample.accuracy_min),
+            })
             .collect();
         let last = outcome.samples.last().context("a run is sampled at its start")?;
         let name = "combined protocol".to_owned();
@@ -399,8 +421,8 @@ impl Contest<'_> {
         // What is asked of all: a hundredth of the start, or two points above the centralized end.
         let first = &self.entries[0].points;
         let goal = match self.convex {
-            Some(_) => first[0].3 / 100.0,
-            None => first[first.len() - 1].3 + 0.02,
+            Some(_) => first[0].worst / 100.0,
+            None => first[first.len() - 1].worst + 0.02,
         };
         let mut text = format!(
             "{} on {}, {} nodes, {}, dimension {}, seed {}; measure: {measure}, worst node\n\
@@ -414,9 +436,9 @@ impl Contest<'_> {
             args.seed,
         );
         for entry in &self.entries {
-            let (work, bytes, mean, worst) = entry.points[entry.points.len() - 1];
-            let at = entry.points.iter().find(|point| point.3 <= goal);
-            let reached = |f: &dyn Fn(&(u64, u64, f64, f64)) -> String| at.map_or("-".into(), f);
+            let Point { work, bytes, mean, worst } = entry.points[entry.points.len() - 1];
+            let at = entry.points.iter().find(|point| point.worst <= goal);
+            let reached = |f: &dyn Fn(&Point) -> String| at.map_or("-".into(), f);
             let megabytes = |bytes: u64| format!("{:.3}", bytes as f64 / 1e6);
             let number = |x: f64| if x.is_nan() { "-".into() } else { format!("{x:.3e}") };
             text += &format!(
@@ -427,8 +449,8 @@ impl Contest<'_> {
                 number(worst),
                 number(mean),
                 entry.accuracy,
-                reached(&|point| point.0.to_string()),
-                reached(&|point| megabytes(point.1)),
+                reached(&|point| point.work.to_string()),
+                reached(&|point| megabytes(point.bytes)),
             );
         }
         text
@@ -437,7 +459,7 @@ impl Contest<'_> {
     fn csv(&self) -> String {
         let mut text = "algorithm,unit,work,bytes,mean,worst\n".to_owned();
         for entry in &self.entries {
-            for (work, bytes, mean, worst) in &entry.points {
+            for Point { work, bytes, mean, worst } in &entry.points {
                 let Entry { name, unit, .. } = entry;
                 let name = name.replace(',', ";");
                 text += &format!("{name},{unit},{work},{bytes},{mean:e},{worst:e}\n");
@@ -448,7 +470,7 @@ impl Contest<'_> {
 }
 
 fn line(entry: &Entry) -> String {
-    let (work, bytes, _, worst) = entry.points[entry.points.len() - 1];
+    let Point { work, bytes, worst, .. } = entry.points[entry.points.len() - 1];
     let Entry { name, unit, accuracy, .. } = entry;
     format!("{name}: {work} {unit}, {bytes} bytes, measure {worst:.3e}, accuracy {accuracy:.2} %")
 }

@@ -54,8 +54,12 @@ pub enum Fault {
     SignFlip,
     /// The honest mean, but stepped along gradients on labels `classes − 1 − label`.
     LabelFlip,
-    /// Along the attack's direction, by the factor of a search against the scheme in use.
+    /// Along the attack's direction, by the factor of the published search: against nearest-neighbor
+    /// averaging on a full list.
     Searched(Attack),
+    /// Along the attack's direction, by the factor of a search against the selection itself, with all
+    /// its steps; elsewhere as [`Fault::Searched`].
+    Adaptive(Attack),
     /// Along the attack's direction by a given factor.
     Fixed(Attack, f64),
 }
@@ -297,7 +301,13 @@ impl<'a> Group<'a> {
                 let products = |factor| with_copies(&gram, factor, self.setup);
                 let score =
                     |factor: f64| shift(&gram, factor, &selected(&products(factor), self.setup));
-                let factor = self.fault.factor(score);
+                let factor = match self.fault {
+                    Fault::Searched(_) => {
+                        let centered = Gram::new(&momenta, &direction, &center);
+                        self.fault.factor(|factor| centered.score(factor, self.setup.faulty))
+                    }
+                    _ => self.fault.factor(score),
+                };
                 let faulty = moved(&center, &direction, factor);
                 let weights = selected(&products(factor), self.setup);
                 let honest = momenta.len();
@@ -353,7 +363,9 @@ impl Fault {
             Fault::None => vec![0.0; mean.len()],
             Fault::SignFlip => mean.iter().map(|value| -2.0 * value).collect(),
             Fault::LabelFlip => flipped.iter().map(|value| -step * value).collect(),
-            Fault::Searched(attack) | Fault::Fixed(attack, _) => attack.direction(half, mean),
+            Fault::Searched(attack) | Fault::Adaptive(attack) | Fault::Fixed(attack, _) => {
+                attack.direction(half, mean)
+            }
         }
     }
 
@@ -369,9 +381,9 @@ impl Fault {
         match self {
             // Against the momenta: the half steps' negation is caught by its size alone.
             Fault::SignFlip => center.iter().map(|value| -2.0 * value).collect(),
-            Fault::Searched(Attack::Alie) | Fault::Fixed(Attack::Alie, _) => {
-                Attack::Alie.direction(momenta, center)
-            }
+            Fault::Searched(Attack::Alie)
+            | Fault::Adaptive(Attack::Alie)
+            | Fault::Fixed(Attack::Alie, _) => Attack::Alie.direction(momenta, center),
             _ => {
                 let mut direction = self.direction(&[], half, flipped, step);
                 direction.iter_mut().for_each(|value| *value /= -step);
@@ -384,7 +396,7 @@ impl Fault {
         match self {
             Fault::None | Fault::SignFlip | Fault::LabelFlip => 1.0,
             Fault::Fixed(_, factor) => factor,
-            Fault::Searched(_) => attack::search(16, score).0,
+            Fault::Searched(_) | Fault::Adaptive(_) => attack::search(16, score).0,
         }
     }
 }

@@ -158,7 +158,8 @@ fn entries(
     let constant = |t: f64| constant_step(smoothness, t);
     let falling = |t: f64| falling_step(mu, smoothness, t);
     let accelerated = acid::Constants::new(rated.chi())?;
-    let gossips: [(&'static str, acid::Constants, &dyn Fn(f64) -> f64); 4] = [
+    type Step<'a> = &'a dyn Fn(f64) -> f64;
+    let gossips: [(&'static str, acid::Constants, Step<'_>); 4] = [
         ("A2CiD2, step 1/L", accelerated, &constant),
         ("A2CiD2, falling step", accelerated, &falling),
         ("plain gossip, step 1/L", acid::Constants::PLAIN, &constant),
@@ -169,7 +170,7 @@ fn entries(
         let mut clocks = Clocks::new(seed, &rated, 1.0);
         add(name, vectors, follow(&mut network, NODES, &mut clocks, &plan, loss));
     }
-    let rounds: [(&'static str, &dyn Fn(f64) -> f64); 2] =
+    let rounds: [(&'static str, Step<'_>); 2] =
         [("synchronous D-SGD, step 1/L", &constant), ("synchronous D-SGD, falling step", &falling)];
     for (name, step) in rounds {
         let course = baseline::synchronous(problem, &rated.edges, step, &start, &plan, loss);

@@ -4,7 +4,8 @@
 //! The reference does not say whose error it takes, when, or how edges of irregular graphs are
 //! drawn. Here it is that of `x` with all nodes mixed up to now. Other readings were tried: as lazily
 //! held (cycle of 16: 59.8) and of `x` and `x~` together (61.0, cycle of 64: 255); none gives 68 and
-//! 278, all are below.
+//! 278, all are below. The published program takes the difference of parameters that are not mixed up
+//! to now and mixes afterwards; that variant is counted beside ours, as *unmixed*.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -47,6 +48,9 @@ struct Averaging {
     centers: Vec<Vec<f64>>,
     /// Each node's SGD momentum.
     momentum: Vec<Vec<f64>>,
+    /// Whether differences are taken before mixing up to now.
+    unmixed: bool,
+    time: Time,
 }
 
 /// SGD on `f_i(x) = |x − c_i|²/2` with noisy gradients; all zero means averaging alone.
@@ -71,7 +75,17 @@ impl Averaging {
         let centers = draw(training.heterogeneity);
         let momentum = vec![vec![0.0; DIM]; graph.nodes];
         let edges = graph.edges.clone();
-        Averaging { edges, nodes, scratch: vec![0.0; DIM], rng, training, centers, momentum }
+        Averaging {
+            edges,
+            nodes,
+            scratch: vec![0.0; DIM],
+            rng,
+            training,
+            centers,
+            momentum,
+            unmixed: false,
+            time: Time::ZERO,
+        }
     }
 
     /// Mixes every node up to now: the consensus error is then that of one moment. The flow
@@ -96,18 +110,30 @@ impl Network for Averaging {
     }
 
     fn on_edge(&mut self, time: Time, edge: usize) {
-        self.advance(time);
+        self.time = time;
         let (i, j) = self.edges[edge];
+        if self.unmixed {
+            let [a, b] = self.nodes.get_disjoint_mut([i, j]).expect("an edge joins two nodes");
+            let difference = a.x().iter().zip(b.x()).map(|(a, b)| a - b).collect::<Vec<_>>();
+            a.on_edge(time, &difference);
+            b.on_edge(time, &difference.iter().map(|d| -d).collect::<Vec<_>>());
+            return;
+        }
+        self.advance(time);
         let [a, b] = self.nodes.get_disjoint_mut([i, j]).expect("an edge joins two nodes");
         acid::exchange(time, a, b, &mut self.scratch);
     }
 
     /// The squared consensus error, mean over nodes, of x as of the last event.
     fn error(&self) -> f64 {
-        let count = self.nodes.len() as f64;
+        let mut nodes = std::borrow::Cow::Borrowed(&self.nodes);
+        if self.unmixed {
+            nodes.to_mut().iter_mut().for_each(|node| node.advance(self.time));
+        }
+        let count = nodes.len() as f64;
         let squared = |k: usize| {
-            let center = self.nodes.iter().map(|node| node.x()[k]).sum::<f64>() / count;
-            self.nodes.iter().map(|node| (node.x()[k] - center).powi(2)).sum::<f64>()
+            let center = nodes.iter().map(|node| node.x()[k]).sum::<f64>() / count;
+            nodes.iter().map(|node| (node.x()[k] - center).powi(2)).sum::<f64>()
         };
         (0..self.scratch.len()).map(squared).sum::<f64>() / count
     }
@@ -125,19 +151,39 @@ pub fn reproduce(streams: u64) -> Report {
          averages once a unit of time with a neighbor chosen evenly",
         streams
     ));
-    let mut csv = vec!["graph,nodes,plain,acid".to_string()];
+    let mut csv = vec!["graph,nodes,plain,acid,acid_unmixed".to_string()];
     for (family, nodes, plain_reference, acid_reference) in REFERENCE {
         let graph = Graph::neighborly(family, nodes, 1.0);
         let accelerated = Constants::new(graph.chi()).expect("the families are connected");
-        let plain = averaging(&graph, Constants::PLAIN, streams);
-        let acid = averaging(&graph, accelerated, streams);
-        csv.push(format!("{},{nodes},{plain},{acid}", family));
-        let near = |ours: f64, theirs: f64| (ours / theirs - 1.0).abs() <= TOLERANCE;
-        report.claim(
-            format!("{}{nodes}: communications a node, plain -> A2CiD2, within 10 %", family),
+        let plain = averaging(&graph, Constants::PLAIN, streams, false);
+        let acid = averaging(&graph, accelerated, streams, false);
+        let unmixed = averaging(&graph, accelerated, streams, true);
+        csv.push(format!("{family},{nodes},{plain},{acid},{unmixed}"));
+        let off = |ours: f64, theirs: f64| 100.0 * (ours / theirs - 1.0);
+        let (plain_off, acid_off) = (off(plain, plain_reference), off(acid, acid_reference));
+        let near = |off: f64| off.abs() <= 100.0 * TOLERANCE;
+        let unmixed_off = off(unmixed, acid_reference);
+        report.explained(
+            format!(
+                "{family}{nodes}: communications a node, A2CiD2 with differences taken before \
+                 mixing as in its program, within 10 %"
+            ),
+            format!("{unmixed:.1}"),
+            format!("{acid_reference}"),
+            near(unmixed_off),
+            format!("off by {unmixed_off:+.0} %; how the program draws its edges is not known"),
+        );
+        report.explained(
+            format!("{family}{nodes}: communications a node, plain -> A2CiD2, within 10 %"),
             format!("{plain:.1} -> {acid:.1}"),
             format!("{plain_reference} -> {acid_reference}"),
-            near(plain, plain_reference) && near(acid, acid_reference),
+            near(plain_off) && near(acid_off),
+            format!(
+                "plain is off by {plain_off:+.0} %, A2CiD2 by {acid_off:+.0} %; with unmixed \
+                 exchanges, as in the published program, A2CiD2 takes {unmixed:.1} ({:+.0} %){}",
+                unmixed_off,
+                if near(plain_off) { "" } else { "; how its edges are drawn is not known" },
+            ),
         );
     }
     report.files.push(("averaging.csv", csv));
@@ -148,9 +194,10 @@ pub fn reproduce(streams: u64) -> Report {
 }
 
 /// Communications a node until the squared consensus error is a millionth of the first.
-fn averaging(graph: &Graph, constants: Constants, streams: u64) -> f64 {
+fn averaging(graph: &Graph, constants: Constants, streams: u64, unmixed: bool) -> f64 {
     mean((0..streams).map(|stream| {
         let mut network = Averaging::new(graph, constants, stream, Training::default());
+        network.unmixed = unmixed;
         let goal = network.error() * 1e-6;
         let mut clocks = Clocks::new(stream, graph, 0.0);
         let outcome = event::run(&mut network, &mut clocks, &[goal], 1e6);
@@ -174,7 +221,8 @@ fn ring(nodes: usize, streams: u64, report: &mut Report) {
         let plain = steady(nodes, 1.0, false, training, streams);
         let doubled = steady(nodes, 2.0, false, training, streams);
         let acid = steady(nodes, 1.0, true, training, streams);
-        report.claim(
+        let ratio = acid / doubled;
+        report.explained(
             format!(
                 "ring of {nodes}, {name}: A2CiD2 at rate 1 holds nodes at least as close as plain \
                  averaging at rate 2 (steady squared consensus error, within 5 %)"
@@ -182,6 +230,12 @@ fn ring(nodes: usize, streams: u64, report: &mut Report) {
             format!("plain {plain:.2e}, at double rate {doubled:.2e}, A2CiD2 {acid:.2e}"),
             "same effect as doubling (abstract, training networks)",
             acid <= doubled * 1.05,
+            format!(
+                "its steady error is {ratio:.2} times that at double rate and {:.2} times plain \
+                 averaging's; acceleration pays for differences that last, while fresh noise is \
+                 averaged by the number of exchanges",
+                acid / plain
+            ),
         );
     }
 }
