@@ -2,8 +2,11 @@
 //! of claim, our number, reference number and verdict.
 
 pub mod acid;
+pub mod coefficients;
 pub mod dadao;
+pub mod justonebyte;
 pub mod monna;
+pub mod rumormill;
 
 use std::fmt;
 use std::fs;
@@ -29,6 +32,18 @@ pub enum What {
         /// Common to all.
         #[command(flatten)]
         options: Options,
+    },
+    /// Just One Byte: exact scalars, a byte and a sign; private directions; late joiners.
+    Justonebyte {
+        /// Data and length.
+        #[command(flatten)]
+        training: coefficients::Training,
+    },
+    /// The combined algorithm: instalment laws at redundancies 1, 3 and 12.
+    Rumormill {
+        /// Data and length.
+        #[command(flatten)]
+        training: coefficients::Training,
     },
     /// MoNNA: 26 nodes, 5 faulty, an MLP on MNIST under four attacks.
     Monna {
@@ -70,6 +85,8 @@ pub fn run(what: What) -> Result<bool> {
             (dadao::reproduce(instances.as_deref(), streams)?, options.out)
         }
         What::Acid { options } => (acid::reproduce(options.streams.unwrap_or(10)), options.out),
+        What::Justonebyte { training } => (justonebyte::reproduce(&training)?, training.out),
+        What::Rumormill { training } => (rumormill::reproduce(&training)?, training.out),
         What::Monna { data, seeds, steps, out } => (monna::reproduce(&data, seeds, steps)?, out),
     };
     if let Some(folder) = &out {
