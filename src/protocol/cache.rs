@@ -26,17 +26,27 @@ const ROUNDS_MAX: usize = 512;
 /// Results of one round or height, for different inputs.
 const VARIANTS_MAX: usize = 8;
 
+/// Results by a hash of what they follow from.
+type Keyed<T> = Vec<([u8; 32], T)>;
+
+/// A deal, with what it follows from besides the round.
+#[derive(Debug)]
+struct Dealt {
+    roster_len: usize,
+    active: Vec<Origin>,
+    deal: Arc<Deal>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Store {
     pub(super) segments: Checked,
     /// Acks that were checked, by height and origin.
     acks: BTreeMap<u64, Vec<Vec<Arc<Ack>>>>,
-    /// Deals by what they follow from: the length of the roster, and who is active.
-    deals: BTreeMap<u64, Vec<(usize, Vec<Origin>, Arc<Deal>)>>,
+    deals: BTreeMap<u64, Vec<Dealt>>,
     /// What certified rounds pay out, by a hash of all that it depends on.
-    updates: BTreeMap<u64, Vec<([u8; 32], Arc<RoundUpdate>)>>,
-    summaries: BTreeMap<u64, Vec<([u8; 32], Summary)>>,
-    exports: BTreeMap<u64, Vec<(SetDigest, Arc<Vec<CertifiedSegment>>)>>,
+    updates: BTreeMap<u64, Keyed<Arc<RoundUpdate>>>,
+    summaries: BTreeMap<u64, Keyed<Summary>>,
+    exports: BTreeMap<u64, Keyed<Arc<Vec<CertifiedSegment>>>>,
 }
 
 impl Cache {
@@ -71,12 +81,12 @@ impl Store {
         make: impl FnOnce() -> Deal,
     ) -> Arc<Deal> {
         let known = self.deals.entry(round).or_default();
-        let same =
-            |entry: &&(usize, Vec<Origin>, Arc<Deal>)| entry.0 == roster_len && entry.1 == active;
-        let found = known.iter().find(same).map(|entry| Arc::clone(&entry.2));
+        let same = |dealt: &&Dealt| dealt.roster_len == roster_len && dealt.active == active;
+        let found = known.iter().find(same).map(|dealt| Arc::clone(&dealt.deal));
         let deal = found.unwrap_or_else(|| {
             let deal = Arc::new(make());
-            bounded(known, (roster_len, active.to_vec(), Arc::clone(&deal)));
+            let active = active.to_vec();
+            bounded(known, Dealt { roster_len, active, deal: Arc::clone(&deal) });
             deal
         });
         if self.deals.len() > ROUNDS_MAX {

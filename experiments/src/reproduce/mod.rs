@@ -3,8 +3,11 @@
 
 pub mod a9a;
 pub mod acid;
+pub mod coefficients;
 pub mod dadao;
+pub mod justonebyte;
 pub mod monna;
+pub mod rumormill;
 
 use std::fmt;
 use std::fs;
@@ -40,6 +43,39 @@ pub enum What {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// A folder for the CSV file; made when missing.
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
+    /// Just One Byte: exact scalars, a byte and a sign; private directions; late joiners.
+    Justonebyte {
+        /// Data and length.
+        #[command(flatten)]
+        training: coefficients::Training,
+    },
+    /// The combined algorithm: instalment laws at redundancies 1, 3 and 12.
+    Rumormill {
+        /// Data and length.
+        #[command(flatten)]
+        training: coefficients::Training,
+    },
+    /// Everything, one after another; what needs data that are not named is left out and said.
+    All {
+        /// Problem instances of DADAO (JSON).
+        #[arg(long, env = "RUMORMILL_DADAO_INSTANCES")]
+        instances: Option<PathBuf>,
+        /// The LIBSVM file a9a, gzipped or not.
+        #[arg(long)]
+        a9a: Option<PathBuf>,
+        /// A folder with the four MNIST idx files.
+        #[arg(long)]
+        mnist: Option<PathBuf>,
+        /// Seeds 1, 2, … of what trains a network.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=100))]
+        seeds: u64,
+        /// Event streams per entry of what draws Poisson clocks.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=1000))]
+        streams: u64,
+        /// A folder with one folder a reproduction; made when missing.
         #[arg(long)]
         out: Option<PathBuf>,
     },
@@ -84,6 +120,9 @@ pub struct Options {
 /// When an input cannot be read or a result cannot be written.
 pub fn run(what: What) -> Result<bool> {
     let (report, out) = match what {
+        What::All { instances, a9a, mnist, seeds, streams, out } => {
+            return all(instances, a9a, mnist, seeds, streams, out);
+        }
         What::Dadao { instances, options } => {
             let streams = options.streams.unwrap_or(100);
             (dadao::reproduce(instances.as_deref(), streams)?, options.out)
@@ -98,12 +137,54 @@ pub fn run(what: What) -> Result<bool> {
             };
             (report, out)
         }
+        What::Justonebyte { training } => (justonebyte::reproduce(&training)?, training.out),
+        What::Rumormill { training } => (rumormill::reproduce(&training)?, training.out),
     };
     if let Some(folder) = &out {
         report.write(folder)?;
     }
     println!("{report}");
     Ok(report.claims.iter().all(|claim| claim.reproduced))
+}
+
+/// Every reproduction, each in a folder of its own.
+fn all(
+    instances: Option<PathBuf>,
+    a9a: Option<PathBuf>,
+    mnist: Option<PathBuf>,
+    seeds: u64,
+    streams: u64,
+    out: Option<PathBuf>,
+) -> Result<bool> {
+    let folder = |name: &str| out.as_ref().map(|out| out.join(name));
+    let options = |name: &str| Options { streams: Some(streams), out: folder(name) };
+    let training = |name: &str| coefficients::Training {
+        seeds,
+        out: folder(name),
+        ..coefficients::Training::default()
+    };
+    let mut list = vec![
+        What::Dadao { instances, options: options("dadao") },
+        What::Acid { options: options("acid") },
+        What::Justonebyte { training: training("justonebyte") },
+        What::Rumormill { training: training("rumormill") },
+    ];
+    match a9a {
+        Some(data) => list.push(What::A9a { data, seed: 1, out: folder("a9a") }),
+        None => eprintln!("left out: a9a, which needs --a9a FILE"),
+    }
+    match mnist {
+        Some(data) => {
+            let (from, steps, out) = (1, 600, folder("monna"));
+            list.push(What::Monna { data, seeds, from, steps, rules: false, out });
+        }
+        None => eprintln!("left out: monna, which needs --mnist FOLDER"),
+    }
+    let mut good = true;
+    for what in list {
+        good &= run(what)?;
+    }
+    Ok(good)
 }
 
 /// A claim and what became of it.
