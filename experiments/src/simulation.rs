@@ -768,19 +768,4 @@ mod tests {
         assert!(network.nodes[4].events.iter().any(joined));
         assert!(network.nodes[4].protocol.as_ref().unwrap().stats().probes > 0);
     }
-
-    /// Its patience is over and it has nothing to sign: it must not wake for that again and again.
-    #[test]
-    fn a_joiner_sleeps_while_nothing_can_be_certified() {
-        let mut network = network(5, manifest(4, 16), LinkModel::default(), 1);
-        network.at(Time::ZERO, Action::Partition(BTreeSet::from([0, 1])));
-        network.start_all();
-        for at_ms in 1..20_000 {
-            network.run(Time::from_millis(at_ms));
-            let joiner = network.nodes[4].protocol.as_ref().unwrap();
-            let due = joiner.deadline().unwrap();
-            assert!(due + Time::from_millis(1) > network.now, "at {at_ms} ms: woken at {due:?}");
-            assert!(joiner.is_started() && joiner.certified() == 0);
-        }
-    }
 }
