@@ -1,5 +1,7 @@
 //! Communication graphs of the reproductions: a family of the topology crate with a weight per edge.
 
+use std::collections::BTreeMap;
+
 use rumormill::vector::dadao::Chi;
 use rumormill_topology::family::{Family, Parameters, generate};
 use rumormill_topology::{Topology, rate, spectrum};
@@ -71,24 +73,22 @@ impl Graph {
         self
     }
 
-    /// χ₁ and χ₂ of the Laplacian with these weights.
-    ///
-    /// # Panics
-    /// If the graph is not connected or not simple, or a weight is not positive.
+    /// χ₁ and χ₂ of the Laplacian with these weights; parallel edges add up. Both are infinite when
+    /// the graph is not connected or a weight is not positive.
     pub fn chi(&self) -> Chi {
-        let topology = Topology::from_edges(self.nodes, self.edges.iter().copied());
-        let topology = topology.expect("the edges are those of a simple graph");
-        // The topology has edges in an order of its own.
-        let mut weighted: Vec<_> = self
-            .edges
-            .iter()
-            .zip(&self.weights)
-            .map(|(&(i, j), &weight)| ((i.min(j), i.max(j)), weight))
-            .collect();
-        weighted.sort_by_key(|&(edge, _)| edge);
-        let weights: Vec<f64> = weighted.into_iter().map(|(_, weight)| weight).collect();
-        let spectrum = spectrum::weighted(&topology, &weights).expect("the graph is connected");
-        Chi { chi_1: spectrum.chi_1, chi_2: spectrum.chi_2 }
+        let mut merged: BTreeMap<(usize, usize), f64> = BTreeMap::new();
+        for (&(i, j), weight) in self.edges.iter().zip(&self.weights) {
+            *merged.entry((i.min(j), i.max(j))).or_default() += weight;
+        }
+        // In the order of the topology's own edges.
+        let weights: Vec<f64> = merged.values().copied().collect();
+        let spectrum = Topology::from_edges(self.nodes, merged.into_keys())
+            .ok()
+            .and_then(|topology| spectrum::weighted(&topology, &weights).ok());
+        match spectrum {
+            Some(spectrum) => Chi { chi_1: spectrum.chi_1, chi_2: spectrum.chi_2 },
+            None => Chi { chi_1: f64::INFINITY, chi_2: f64::INFINITY },
+        }
     }
 }
 
@@ -126,5 +126,11 @@ mod tests {
         let other = Graph { nodes: 3, edges: vec![(0, 1), (1, 2)], weights: vec![1.0, 2.0] };
         assert_eq!(graph.chi(), other.chi());
         assert!((graph.chi().chi_2 - 0.5).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_disconnected_graph_has_no_finite_chi() {
+        let graph = Graph { nodes: 4, edges: vec![(0, 1), (2, 3)], weights: vec![0.5; 2] };
+        assert_eq!(graph.chi().chi_1, f64::INFINITY);
     }
 }
