@@ -307,7 +307,6 @@ fn curvature(objective: &dyn Objective, shards: &[Arc<Vec<u32>>]) -> Option<(f64
     })?
 }
 
-#[expect(clippy::too_many_arguments, reason = "what a plan is made of, used once")]
 fn algorithm(
     args: &LocalArgs,
     topology: &Topology,

@@ -267,7 +267,7 @@ impl Rounds {
             *counts.entry(*round).or_default() += 1;
         }
         let complete = |round: &u64| counts.get(round).copied().unwrap_or(0) >= needed;
-        let newest = counts.keys().copied().filter(|round| complete(round)).next_back();
+        let newest = counts.keys().copied().rfind(|round| complete(round));
         let Some(round) =
             Some(self.round).filter(complete).or(newest).or((needed == 0).then_some(self.round))
         else {
