@@ -457,5 +457,5 @@ fn vector_algorithms_refuse_what_does_not_fit_them() {
     let without = ["--algorithm", "dadao", "--model", "softmax", "--penalty", "0"];
     local(&without, 1, &["strong convexity", "--penalty"]);
     let faulty = ["--algorithm", "monna", "--nodes", "4", "--tolerate", "2", "--rounds", "8"];
-    local(&faulty, 1, &["fewer than half"]);
+    local(&faulty, 2, &["--tolerate 2", "fewer than half"]);
 }

@@ -244,7 +244,7 @@ fn wrong_input_is_refused_with_file_key_and_remedy() {
         ("nodes = 4\n[graph]\nfile = \"line.txt\"", "graph.file has 3; leave nodes out"),
         ("[graph]\nfile = \"line.txt\"\nrates = \"file\"", "graph.rates"),
         ("[task]\ndata = \"none.csv\"", "none.csv"),
-        ("[task]\nmodel = \"cnn\"", "softmax"),
+        ("[task]\nmodel = \"gpt\"", "softmax"),
         ("[task]\nmodel = \"logistic\"", "needs 2 classes"),
         ("[task]\nshards = \"some\"", "dirichlet:ALPHA"),
         ("nodes = 90\n[task]\ndata = \"data.csv\"\nshards = \"iid\"", "task.shards"),

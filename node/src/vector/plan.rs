@@ -284,6 +284,12 @@ fn check(args: &LocalArgs, topology: &Topology) -> Result<()> {
         crate::cli::usage(format!("--algorithm {name} needs at least two nodes"))?;
     }
     let nodes = topology.node_count();
+    let faulty = args.run.tolerate.map_or(0, usize::from);
+    if args.algorithm == AlgorithmName::Monna && 2 * faulty >= nodes {
+        crate::cli::usage(format!(
+            "--tolerate {faulty} of {nodes} nodes: fewer than half may be faulty"
+        ))?;
+    }
     if args.algorithm == AlgorithmName::Monna && topology.edge_count() != nodes * (nodes - 1) / 2 {
         crate::cli::usage(
             "MoNNA needs every node to hear every other: use --family complete".into(),
