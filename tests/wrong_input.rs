@@ -453,6 +453,11 @@ fn vector_algorithms_refuse_what_does_not_fit_them() {
     local(&["--algorithm", "dadao", "--margin", "0.5"], 2, &["--margin"]);
     local(&["--algorithm", "dadao", "--unit-ms", "0"], 2, &["--unit-ms"]);
     local(&["--algorithm", "gossip", "--rounds", "0"], 2, &["--rounds"]);
+    local(&["--algorithm", "gossip", "--exchange-factor", "1e12"], 2, &["at most 1000"]);
+    local(&["--algorithm", "gossip", "--selection", "nna"], 2, &["--selection", "gossip"]);
+    let absent = folder.path().join("absent").join("trace.csv");
+    local(&["--algorithm", "gossip", "--trace", text(&absent)], 2, &["--trace", "absent"]);
+    local(&["--trace", "trace.csv"], 2, &["--trace", "--algorithm"]);
     local(&["--algorithm", "one-byte-dadao", "--model", "mlp:4"], 1, &["convex", "softmax"]);
     let without = ["--algorithm", "dadao", "--model", "softmax", "--penalty", "0"];
     local(&without, 1, &["strong convexity", "--penalty"]);

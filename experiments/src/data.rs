@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, anyhow};
 use rumormill::data::Dataset;
 use rumormill::data::source::{DataFormat, DataSource, Found};
 
@@ -17,5 +17,6 @@ pub fn load(data: &str, test: Option<&Path>, format: Option<DataFormat>) -> Resu
         true => Ok(Found::Folder),
         false => fs::read(path).map(Found::File),
     };
-    source.load(&look).with_context(|| format!("cannot load {data}"))
+    // The error names file and cause itself.
+    source.load(&look).map_err(|error| anyhow!("{error}"))
 }

@@ -248,6 +248,9 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
     if !args.algorithm.is_record_set() {
         return crate::vector::run(args, &topology);
     }
+    if args.vector.trace.is_some() {
+        crate::cli::usage("--trace is for the vector algorithms; see --algorithm".into())?;
+    }
     let identities: Vec<Identity> =
         (0..topology.node_count()).map(|index| identity(args.run.seed, index)).collect();
     let founders = Founders::Members(identities.iter().map(Identity::node_id).collect());

@@ -46,9 +46,8 @@ impl Protocol {
         let set = state.current_set(height).clone();
         let last = state.signed.last();
         let floor = last.or(state.signed_before.as_ref());
-        if floor.is_some_and(|floor| !set.contains(floor))
-            || last.is_some_and(|last| last.digest == set.digest)
-        {
+        state.is_short = floor.is_some_and(|floor| !set.contains(floor));
+        if state.is_short || last.is_some_and(|last| last.digest == set.digest) {
             return;
         }
         let logged = |at: usize| floor.is_some_and(|floor| floor.lens[at] == set.lens[at]);
@@ -101,13 +100,15 @@ impl Protocol {
     }
 
     /// When the lowest open height is acknowledged although some members were not seen to go on.
-    /// A node that is no member of it has nothing to sign, and would wake for it without end.
+    /// A node that is no member of it, or whose set lacks what it signed before a restart, has nothing
+    /// to sign, and would wake for it without end.
     pub(super) fn ack_due(&self) -> Option<Time> {
         let state = self.heights.get(&self.certified)?;
         let params = self.params(self.certified)?;
         self.own_origin(&params)?;
         let waiting = state.certified.is_none()
             && state.signed.is_empty()
+            && (state.grown || !state.is_short)
             && !self.is_measuring_before(self.first_round(self.certified + 1));
         let closed_at = state.closed_at.filter(|_| waiting)?;
         let round_s = self.probe_s.unwrap_or(0.0) * f64::from(self.manifest.probes_per_round);

@@ -113,6 +113,8 @@ struct HeightState {
     certified: Option<RecordSet>,
     /// Something was added since the last ack.
     grown: bool,
+    /// What is held lacks records acknowledged before: signing waits for them.
+    is_short: bool,
     /// When all its rounds had been closed here.
     closed_at: Option<Time>,
     /// The set of everything held, with the ledger's version and the number of control records.
@@ -130,6 +132,7 @@ impl HeightState {
             own: Own::default(),
             certified: None,
             grown: false,
+            is_short: false,
             closed_at: None,
             current: None,
         }

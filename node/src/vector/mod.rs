@@ -48,14 +48,15 @@ pub(crate) fn run(args: &LocalArgs, topology: &Topology) -> Result<u8> {
         .build()
         .context("cannot start the runtime")?;
     let (outcomes, trace) = runtime.block_on(tasks(args, topology, identities, &plan))?;
-    if let (Some(path), Some(trace)) = (&args.vector.trace, &trace) {
-        write_atomically(path, trace)?;
-    }
     let seconds = started.elapsed().as_secs_f64();
     let summary = summarize(args, &plan, &outcomes, seconds);
     let text = if args.json { serde_json::to_string(&summary)? + "\n" } else { summary.to_text() };
     crate::cli::print(&text)?;
     summary.warnings().iter().for_each(|warning| eprintln!("warning: {warning}"));
+    // After the result is out: a full disk costs the trace alone.
+    if let (Some(path), Some(trace)) = (&args.vector.trace, &trace) {
+        write_atomically(path, trace)?;
+    }
     let failed = outcomes.iter().any(|outcome| outcome.diverged || !outcome.missing.is_empty());
     Ok(u8::from(failed))
 }

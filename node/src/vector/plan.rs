@@ -10,6 +10,7 @@ use rumormill::data::shard::Shards;
 use rumormill::id::{NodeId, RunId};
 use rumormill::objective::{Objective, Scratch, build};
 use rumormill::sample::KeyedRng;
+use rumormill::selection::Rule;
 use rumormill::time::Time;
 use rumormill::vector::peer::{Algorithm, Precision, Schedule, Settings};
 use rumormill::vector::{acid, dadao, monna};
@@ -262,6 +263,21 @@ fn check(args: &LocalArgs, topology: &Topology) -> Result<()> {
         if value.is_some_and(|value| !(value > 0.0 && value.is_finite())) {
             crate::cli::usage(format!("{flag} must be a positive number"))?;
         }
+    }
+    if unit_ms.is_some_and(|unit| !(1e-3..=1e9).contains(&unit)) || *exchange_factor > 1e3 {
+        crate::cli::usage(
+            "--unit-ms must be between 0.001 and 1e9, --exchange-factor at most 1000".into(),
+        )?;
+    }
+    if args.run.selection != Rule::Mean {
+        crate::cli::usage(format!(
+            "--selection is for record sets; leave it out with --algorithm {name}"
+        ))?;
+    }
+    if let Some(folder) = args.vector.trace.as_ref().and_then(|path| path.parent())
+        && !(folder.as_os_str().is_empty() || folder.is_dir())
+    {
+        crate::cli::usage(format!("--trace: there is no folder {}", folder.display()))?;
     }
     if penalty.is_some_and(|penalty| !(0.0..f64::INFINITY).contains(&penalty)) {
         crate::cli::usage("--penalty must be a number from 0 on".into())?;
