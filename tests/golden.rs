@@ -21,7 +21,7 @@ use rumormill::manifest::{Founders, Manifest};
 use rumormill::message::{
     AckGroup, Exchange, Frame, Have, Presence, Request, Response, Stage, StartVote, Sums,
 };
-use rumormill::protocol::{Config, Entry, Event, Input, Offence, Output, Protocol};
+use rumormill::protocol::{Config, Entry, Event, Input, Offence, Output, Probe, Protocol};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::time::Time;
 
@@ -305,7 +305,7 @@ enum Parcel {
     Frame(Vec<u8>),
     Request(Request),
     Response(Option<Response>),
-    Losses(Round, Slot),
+    Losses(Probe),
 }
 
 /// Two protocol values with a wire between them that may damage what it carries.
@@ -367,9 +367,9 @@ impl Pair {
             match output {
                 Output::Send { bytes, .. } => self.send(1 - at, Parcel::Frame(bytes)),
                 Output::Request { request, .. } => self.send(1 - at, Parcel::Request(request)),
-                Output::Probe { round, slot } => {
+                Output::Probe(probe) => {
                     let due = self.now + Time::from_millis(2);
-                    self.inbox[at].push_back((due, Parcel::Losses(round, slot)));
+                    self.inbox[at].push_back((due, Parcel::Losses(probe)));
                 }
                 Output::Record(Entry::Certified(height)) => {
                     self.history[at].truncate(height.height as usize);
@@ -427,9 +427,10 @@ impl Pair {
                     Parcel::Response(response) => {
                         self.handle(at, Input::Response { from: other, response });
                     }
-                    Parcel::Losses(round, slot) => {
+                    Parcel::Losses(probe) => {
+                        let (round, slot) = (probe.round, probe.slot);
                         let plus = 1.0 + ((round.0 * 7 + u64::from(slot.0) * 3) % 11) as f32 / 1e3;
-                        self.handle(at, Input::Losses { round, slot, plus, minus: 1.0 });
+                        self.handle(at, Input::Losses { probe, plus, minus: 1.0 });
                     }
                 }
             }

@@ -11,7 +11,7 @@ use rumormill::id::{NodeId, Round, Slot};
 use rumormill::keys::Keys;
 use rumormill::manifest::Manifest;
 use rumormill::message::{Request, Response};
-use rumormill::protocol::{Cache, Change, Config, Entry, Event, Input, Output, Protocol};
+use rumormill::protocol::{Cache, Change, Config, Entry, Event, Input, Output, Probe, Protocol};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 
@@ -20,7 +20,7 @@ pub trait Trainer {
     /// Coefficients of a node's model change.
     fn apply(&mut self, node: usize, changes: &[Change]);
     /// The losses at both ends of a direction, at the node's present model.
-    fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32);
+    fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32);
     /// The node starts again from the base model.
     fn reset(&mut self, node: usize);
 }
@@ -86,7 +86,7 @@ pub type Historian = Box<dyn FnMut(Vec<CertifiedHeight>) -> Vec<CertifiedHeight>
 enum Happening {
     Wake(usize),
     Deliver { to: usize, from: NodeId, bytes: Vec<u8> },
-    Losses { node: usize, life: u32, round: Round, slot: Slot, losses: (f32, f32) },
+    Losses { node: usize, life: u32, probe: Probe, losses: (f32, f32) },
     Answer { to: usize, from: NodeId, response: Option<Response> },
     Action(Action),
 }
@@ -317,12 +317,12 @@ impl<T: Trainer> Simulation<T> {
                 }
                 Output::Send { to, bytes } => self.send(node, to, bytes),
                 Output::Request { to, request } => self.answer(node, to, request),
-                Output::Probe { round, slot } => {
-                    let losses = self.trainer.losses(node, round, slot);
+                Output::Probe(probe) => {
+                    let losses = self.trainer.losses(node, probe);
                     let at = &mut self.nodes[node];
                     at.busy_until = at.busy_until.max(self.now) + at.probe_time;
                     let (due, life) = (at.busy_until, at.life);
-                    self.push(due, Happening::Losses { node, life, round, slot, losses });
+                    self.push(due, Happening::Losses { node, life, probe, losses });
                 }
                 Output::Apply(changes) => self.trainer.apply(node, &changes),
                 Output::Misbehaved { peer, offence } => {
@@ -473,10 +473,10 @@ impl<T: Trainer> Simulation<T> {
                 Happening::Deliver { to, from, bytes } => {
                     self.handle(to, Input::Frame { from, bytes });
                 }
-                Happening::Losses { node, life, round, slot, losses } => {
+                Happening::Losses { node, life, probe, losses } => {
                     if self.nodes[node].life == life {
                         let (plus, minus) = losses;
-                        self.handle(node, Input::Losses { round, slot, plus, minus });
+                        self.handle(node, Input::Losses { probe, plus, minus });
                     }
                 }
                 Happening::Answer { to, from, response } => {
@@ -534,11 +534,11 @@ impl Trainer for Bookkeeper {
         }
     }
 
-    fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32) {
+    fn losses(&mut self, _node: usize, probe: Probe) -> (f32, f32) {
         let mut rng = KeyedRng::from_seed(
             "rumormill v1 bookkeeper",
-            round.0 << 32 | u64::from(slot.0),
-            node as u64,
+            probe.round.0 << 32 | u64::from(probe.slot.0),
+            u64::from_le_bytes(std::array::from_fn(|at| probe.of.0[at])),
         );
         (1.0 + 0.01 * rng.symmetric(1.0), 1.0)
     }

@@ -10,7 +10,7 @@ use rumormill::lb8;
 use rumormill::manifest::Manifest;
 use rumormill::objective::{Objective, Scratch};
 use rumormill::params::{Payout, State};
-use rumormill::protocol::Change;
+use rumormill::protocol::{Change, Probe};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::spsa::projected_gradient;
 
@@ -120,15 +120,16 @@ impl ModelTrainer {
     }
 
     /// Losses on a node's minibatch, at the pair that was written last.
-    fn measure(&mut self, node: usize, round: Round, slot: Slot, flip: bool) -> (f32, f32) {
-        let Learner { id, rows, .. } = &self.learners[node];
+    fn measure(&mut self, node: usize, probe: Probe, flip: bool) -> (f32, f32) {
+        let Probe { round, slot, of } = probe;
+        let rows = &self.learners[node].rows;
         let batch = &mut self.batch;
         match rows {
             Some(rows) => {
-                minibatch(&self.run, id, round, slot, rows.len(), batch);
+                minibatch(&self.run, &of, round, slot, rows.len(), batch);
                 batch.iter_mut().for_each(|row| *row = rows[*row as usize]);
             }
-            None => minibatch(&self.run, id, round, slot, self.population, batch),
+            None => minibatch(&self.run, &of, round, slot, self.population, batch),
         }
         let objective = match &self.flipped {
             Some(flipped) if flip => flipped,
@@ -148,7 +149,8 @@ impl ModelTrainer {
             .iter()
             .take(CROWD_MAX)
             .map(|&node| {
-                let (plus, minus) = self.measure(node, round, slot, false);
+                let of = self.learners[node].id;
+                let (plus, minus) = self.measure(node, Probe { round, slot, of }, false);
                 projected_gradient(plus, minus, self.epsilon_log2)
             })
             .collect();
@@ -175,16 +177,20 @@ impl Trainer for ModelTrainer {
         self.learners[node].state.apply(&payouts);
     }
 
-    fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32) {
+    fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         self.probes += 1;
+        let Probe { round, slot, of } = probe;
         let direction = Direction::new(&self.run, round, slot);
         let state = &self.learners[node].state;
         state.write_pair(&direction, self.epsilon_log2, &mut self.plus, &mut self.minus);
         let Some(lie) = self.learners[node].lie else {
-            return self.measure(node, round, slot, false);
+            return self.measure(node, probe, false);
         };
+        if of != self.learners[node].id {
+            return self.measure(node, probe, false);
+        }
         let flip = lie.kind == FaultKind::LabelFlip;
-        let (plus, minus) = self.measure(node, round, slot, flip);
+        let (plus, minus) = self.measure(node, probe, flip);
         if flip {
             return (plus, minus);
         }

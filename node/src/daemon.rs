@@ -222,7 +222,6 @@ impl Daemon {
         let manifest = protocol.manifest();
         let settings = ProbeSettings {
             run: protocol.run_id(),
-            node: protocol.id(),
             batch: manifest.batch as usize,
             epsilon_log2: manifest.epsilon_log2,
         };
@@ -426,11 +425,11 @@ impl Daemon {
     }
 
     fn on_losses(&mut self, losses: Losses) -> Result<(), DaemonError> {
-        let Losses { round, slot, plus, minus } = losses;
-        self.feed(Input::Losses { round, slot, plus, minus })?;
+        let Losses { probe, plus, minus } = losses;
+        self.feed(Input::Losses { probe, plus, minus })?;
         // What else has been measured meanwhile.
-        while let Ok(Losses { round, slot, plus, minus }) = self.losses.try_recv() {
-            self.feed(Input::Losses { round, slot, plus, minus })?;
+        while let Ok(Losses { probe, plus, minus }) = self.losses.try_recv() {
+            self.feed(Input::Losses { probe, plus, minus })?;
         }
         Ok(())
     }
@@ -470,7 +469,7 @@ impl Daemon {
                     self.requests.insert(id, to);
                 }
             }
-            Output::Probe { round, slot } => self.evaluator.probe(round, slot),
+            Output::Probe(probe) => self.evaluator.probe(probe),
             Output::Apply(changes) => self.evaluator.apply(changes),
             Output::Misbehaved { peer, offence } => self.on_offence(peer, &offence),
             Output::Refused { peer, difference } => {

@@ -8,10 +8,10 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use rumormill::direction::Direction;
-use rumormill::id::{NodeId, Round, RunId, Slot};
+use rumormill::id::RunId;
 use rumormill::objective::{Evaluation, Objective, Scratch, Split};
 use rumormill::params::{Payout, State};
-use rumormill::protocol::Change;
+use rumormill::protocol::{Change, Probe};
 use rumormill::sample::minibatch;
 use tokio::sync::{mpsc, oneshot};
 
@@ -42,8 +42,6 @@ pub struct Task {
 pub struct ProbeSettings {
     /// The run.
     pub run: RunId,
-    /// This node.
-    pub node: NodeId,
     /// Rows in a minibatch.
     pub batch: usize,
     /// ε = 2^`epsilon_log2`.
@@ -53,10 +51,8 @@ pub struct ProbeSettings {
 /// A measured probe.
 #[derive(Clone, Copy, Debug)]
 pub struct Losses {
-    /// The direction's round.
-    pub round: Round,
-    /// The direction's slot.
-    pub slot: Slot,
+    /// The probe.
+    pub probe: Probe,
     /// Loss at θ + ε·direction.
     pub plus: f32,
     /// Loss at θ − ε·direction.
@@ -76,7 +72,7 @@ pub struct Report {
 
 enum Command {
     Apply(Vec<Change>),
-    Probe { round: Round, slot: Slot },
+    Probe(Probe),
     Rows(Arc<Vec<u32>>),
     Report(oneshot::Sender<Report>),
 }
@@ -105,8 +101,8 @@ impl Evaluator {
     }
 
     /// Asks for a probe.
-    pub fn probe(&self, round: Round, slot: Slot) {
-        self.send(Command::Probe { round, slot });
+    pub fn probe(&self, probe: Probe) {
+        self.send(Command::Probe(probe));
     }
 
     /// From now on, minibatches are drawn from these rows.
@@ -169,8 +165,8 @@ impl Worker {
         while let Ok(command) = inbox.recv() {
             match command {
                 Command::Apply(changes) => self.apply(&changes),
-                Command::Probe { round, slot } => {
-                    let losses = self.measure(round, slot);
+                Command::Probe(probe) => {
+                    let losses = self.measure(probe);
                     if results.blocking_send(losses).is_err() {
                         return;
                     }
@@ -196,8 +192,9 @@ impl Worker {
         self.state.apply(&payouts);
     }
 
-    fn measure(&mut self, round: Round, slot: Slot) -> Losses {
-        let ProbeSettings { run, node, epsilon_log2, .. } = self.settings;
+    fn measure(&mut self, probe: Probe) -> Losses {
+        let Probe { round, slot, of: node } = probe;
+        let ProbeSettings { run, epsilon_log2, .. } = self.settings;
         let direction = Direction::new(&run, round, slot);
         self.state.write_pair(&direction, epsilon_log2, &mut self.plus, &mut self.minus);
         match &self.task.rows {
@@ -211,7 +208,7 @@ impl Worker {
         }
         let (plus, minus) =
             self.task.objective.loss_pair(&self.plus, &self.minus, &self.batch, &mut self.scratch);
-        Losses { round, slot, plus, minus }
+        Losses { probe, plus, minus }
     }
 
     fn report(&mut self) -> Report {

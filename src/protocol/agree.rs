@@ -96,7 +96,7 @@ impl Protocol {
     }
 
     fn is_measuring_before(&self, end: u64) -> bool {
-        self.outstanding.iter().any(|(round, _)| round.0 < end)
+        self.outstanding.iter().any(|probe| probe.of == self.me && probe.round.0 < end)
     }
 
     /// When the lowest open height is acknowledged although some members were not seen to go on.

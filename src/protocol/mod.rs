@@ -24,11 +24,11 @@ use std::sync::Arc;
 pub use cache::Cache;
 pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
 pub use input::Input;
-pub use output::{Change, Entry, Event, Offence, Output};
+pub use output::{Change, Entry, Event, Offence, Output, Probe};
 
 use crate::clock::PoissonClock;
 use crate::height::{ChainDigest, Control, ControlKey, RecordSet};
-use crate::id::{Height, NodeId, Origin, Round, RunId, Slot};
+use crate::id::{Height, NodeId, Origin, Round, RunId};
 use crate::keys::{Keys, Scheme};
 use crate::ledger::{Context, Ledger, SegmentLimits};
 use crate::manifest::{Founders, Manifest, ManifestError};
@@ -215,7 +215,7 @@ pub struct Protocol {
     /// The round in which the next probe is made, and its position in the walk.
     round: u64,
     position: u32,
-    outstanding: VecDeque<(Round, Slot)>,
+    outstanding: VecDeque<Probe>,
     last_loss_at: Time,
     /// Mean time of a probe, in seconds.
     probe_s: Option<f64>,
@@ -314,9 +314,7 @@ impl Protocol {
                     link.lose_track();
                 }
             }
-            Input::Losses { round, slot, plus, minus } => {
-                self.on_losses(round, slot, plus, minus, now);
-            }
+            Input::Losses { probe, plus, minus } => self.on_losses(probe, plus, minus, now),
             Input::Response { from, response } => self.on_response(from, response, now, out),
             Input::StopProbing => self.probing = false,
         }

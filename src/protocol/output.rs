@@ -25,14 +25,8 @@ pub enum Output {
         /// The question.
         request: Request,
     },
-    /// Measure the losses at both ends of a direction, on this node's minibatch for it, after all
-    /// changes before this output.
-    Probe {
-        /// The direction's round.
-        round: Round,
-        /// The direction's slot.
-        slot: Slot,
-    },
+    /// Measure the losses at both ends of a direction, after all changes before this output.
+    Probe(Probe),
     /// Change the coefficients of directions.
     Apply(Vec<Change>),
     /// A neighbor broke the protocol.
@@ -51,6 +45,17 @@ pub enum Output {
     },
     /// Something that people may want to know.
     Event(Event),
+}
+
+/// A probe to be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The direction's round.
+    pub round: Round,
+    /// The direction's slot.
+    pub slot: Slot,
+    /// Whose minibatch: this node's, or that of an origin whose byte is audited.
+    pub of: NodeId,
 }
 
 /// A line of the node's log on disk.

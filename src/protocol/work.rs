@@ -9,10 +9,10 @@
 use std::sync::Arc;
 
 use super::{
-    Change, Event, GradientClock, HeightParams, HeightState, Output, Protocol, RoundUpdate,
+    Change, Event, GradientClock, HeightParams, HeightState, Output, Probe, Protocol, RoundUpdate,
     RoundValues, Time,
 };
-use crate::id::{Origin, Round, Slot};
+use crate::id::{Origin, Round};
 use crate::lb8;
 use crate::manifest::Directions;
 use crate::round::Deal;
@@ -34,13 +34,13 @@ impl Protocol {
                 break;
             }
             match self.next_probe() {
-                Ok((round, slot)) => {
+                Ok(probe) => {
                     self.gradient_tokens = self.gradient_tokens.saturating_sub(1);
                     if self.outstanding.is_empty() {
                         self.last_loss_at = now;
                     }
-                    self.outstanding.push_back((round, slot));
-                    out.push(Output::Probe { round, slot });
+                    self.outstanding.push_back(probe);
+                    out.push(Output::Probe(probe));
                     if self.stalled.take().is_some() {
                         out.push(Output::Event(Event::Resumed));
                     }
@@ -61,7 +61,7 @@ impl Protocol {
 
     /// The next probe of the walk; otherwise what is waited for, or nothing when this node has no
     /// more to measure.
-    fn next_probe(&mut self) -> Result<(Round, Slot), Option<String>> {
+    fn next_probe(&mut self) -> Result<Probe, Option<String>> {
         let staleness = match self.manifest.directions {
             Directions::Shared => u64::from(self.manifest.staleness),
             // A barrier: the next round begins when this one is closed.
@@ -100,7 +100,7 @@ impl Protocol {
             let position = self.position;
             self.position += 1;
             let slot = self.deal(self.round, &params).slot(origin, position);
-            return Ok((Round(self.round), slot));
+            return Ok(Probe { round: Round(self.round), slot, of: self.me });
         }
     }
 
@@ -126,8 +126,9 @@ impl Protocol {
     }
 
     /// A probe was measured: its byte joins the own records.
-    pub(super) fn on_losses(&mut self, round: Round, slot: Slot, plus: f32, minus: f32, now: Time) {
-        if self.outstanding.front() != Some(&(round, slot)) {
+    pub(super) fn on_losses(&mut self, probe: Probe, plus: f32, minus: f32, now: Time) {
+        let Probe { round, .. } = probe;
+        if self.outstanding.front() != Some(&probe) {
             return;
         }
         self.outstanding.pop_front();
@@ -519,6 +520,7 @@ fn difference(before: &[Coefficient], after: &[Coefficient], changes: &mut Vec<C
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Slot;
 
     #[test]
     fn differences_lead_from_one_update_to_the_other() {
