@@ -3,6 +3,7 @@
 //! Everything here is pure: no sockets, files, clocks, threads or global randomness. Time and
 //! generators are arguments, so the same seed gives the same bytes.
 
+pub mod audit;
 pub mod clock;
 pub mod codec;
 pub mod id;

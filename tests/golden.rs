@@ -48,7 +48,7 @@ fn segment() -> Segment {
         run: &RUN,
         height: Height(3),
         scheme: Scheme::Simulated,
-        limits: SegmentLimits { rounds: 4, bytes_per_round: 16 },
+        limits: SegmentLimits { rounds: 4, bytes_per_round: 16, audits: 0 },
     };
     let (counts, bytes) = (vec![2, 0, 3], vec![0x60, 0xe1, 0x00, 0x80, 0x7f]);
     Segment::sign(&context, &Keys::simulated(1), counts, bytes, false)

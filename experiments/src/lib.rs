@@ -8,6 +8,7 @@
 //! scenario files on it and on the vector algorithms, with real models ([`trainer`]).
 
 pub mod attack;
+pub mod attack_table;
 pub mod baseline;
 pub mod compare;
 pub mod course;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use rumormill_experiments::attack_table::AttackTable;
 use rumormill_experiments::sim::{self, Usage, plot};
 use rumormill_experiments::{compare, reproduce, scale, soak, spread, vectors};
 
@@ -51,6 +52,9 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
     },
+    /// Attacks × selection rules × shares of faulty nodes: what honest nodes lose, as a table and a heat
+    /// map; exit 1 unless all honest nodes end identical.
+    AttackTable(Box<AttackTable>),
     /// Run every algorithm on one problem: bytes sent, gradients or probes, and what is reached.
     Compare(compare::CompareArgs),
     /// Simulate a large network of the combined protocol; prints what it costs, exit 1 unless all
@@ -99,6 +103,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Sim(args) => sim::run(&args),
         Command::Plot { trace, out } => plot::run(&trace, &out).map(|()| true),
+        Command::AttackTable(table) => table.run(),
         Command::Compare(args) => compare::run(&args).map(|()| true),
         Command::BenchSim(scale) => scale.run(),
         Command::Reproduce { what } => reproduce::run(what),

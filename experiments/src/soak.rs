@@ -262,7 +262,7 @@ fn corrupt(
                         _ => None,
                     });
                     let Some(own) = own else { continue };
-                    let limits = SegmentLimits { rounds: 0, bytes_per_round: 0 };
+                    let limits = SegmentLimits { rounds: 0, bytes_per_round: 0, audits: 0 };
                     let context = Context { run: &run, height: Height(height), scheme, limits };
                     let bytes = own.bytes.iter().map(|byte| byte ^ 1).collect();
                     let other =

@@ -15,7 +15,7 @@ use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::spsa::projected_gradient;
 
 use crate::lie::{Crowd, Lie};
-use crate::sim::scenario::FaultKind;
+use crate::sim::scenario::{Auditors, FaultKind};
 use crate::simulation::Trainer;
 
 /// Honest nodes whose values the faulty look at; all of them would make a probe of a large network
@@ -51,6 +51,9 @@ pub struct ModelTrainer {
     base: State,
     learners: Vec<Learner>,
     crowds: BTreeMap<(Round, Slot), Crowd>,
+    auditors: Auditors,
+    /// What was told lately, for auditors that do not measure.
+    told: BTreeMap<(Round, Slot, NodeId), f64>,
     rng: KeyedRng,
     /// Probes made by all nodes.
     pub probes: u64,
@@ -84,7 +87,13 @@ pub struct Subject {
 
 impl ModelTrainer {
     /// All nodes at the base model.
-    pub fn new(manifest: &Manifest, subject: Subject, pupils: Vec<Pupil>, seed: u64) -> Self {
+    pub fn new(
+        manifest: &Manifest,
+        subject: Subject,
+        pupils: Vec<Pupil>,
+        auditors: Auditors,
+        seed: u64,
+    ) -> Self {
         let Subject { objective, flipped, population, base } = subject;
         let dim = base.layout().dim();
         let learners = pupils
@@ -100,6 +109,8 @@ impl ModelTrainer {
             base,
             learners,
             crowds: BTreeMap::new(),
+            auditors,
+            told: BTreeMap::new(),
             rng: KeyedRng::from_seed("rumormill v1 simulated lies", seed, 0),
             probes: 0,
             scratch: Scratch::default(),
@@ -107,6 +118,41 @@ impl ModelTrainer {
             minus: vec![0.0; dim],
             batch: vec![0; manifest.batch as usize],
         }
+    }
+
+    /// A node's identity.
+    pub fn id(&self, node: usize) -> NodeId {
+        self.learners[node].id
+    }
+
+    /// What a faulty auditor says that it measured; `None` when it measures.
+    fn repetition(&self, probe: Probe) -> Option<f64> {
+        let told = *self.told.get(&(probe.round, probe.slot, probe.of))?;
+        let colludes =
+            self.learners.iter().any(|other| other.id == probe.of && other.lie.is_some());
+        match self.auditors {
+            Auditors::Honest => None,
+            Auditors::Accuse if !colludes => Some(-told),
+            Auditors::Accuse | Auditors::Copy => Some(told),
+        }
+    }
+
+    /// Remembers what was told, as long as it may be audited.
+    fn remember(&mut self, probe: Probe, (plus, minus): (f32, f32)) {
+        if self.auditors == Auditors::Honest {
+            return;
+        }
+        if self.told.len() == REMEMBERED_MAX {
+            self.told.pop_first();
+        }
+        let told = projected_gradient(plus, minus, self.epsilon_log2);
+        self.told.insert((probe.round, probe.slot, probe.of), told);
+    }
+
+    /// Losses whose projected gradient is what shall be told.
+    fn losses_of(&self, told: f64) -> (f32, f32) {
+        let half = (told * 2f64.powi(self.epsilon_log2)) as f32;
+        (half, -half)
     }
 
     /// A node's model.
@@ -178,6 +224,20 @@ impl Trainer for ModelTrainer {
     }
 
     fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
+        let losses = self.tell(node, probe);
+        if probe.of == self.learners[node].id {
+            self.remember(probe, losses);
+        }
+        losses
+    }
+
+    fn reset(&mut self, node: usize) {
+        self.learners[node].state = self.base.clone();
+    }
+}
+
+impl ModelTrainer {
+    fn tell(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         self.probes += 1;
         let Probe { round, slot, of } = probe;
         let direction = Direction::new(&self.run, round, slot);
@@ -187,7 +247,10 @@ impl Trainer for ModelTrainer {
             return self.measure(node, probe, false);
         };
         if of != self.learners[node].id {
-            return self.measure(node, probe, false);
+            return match self.repetition(probe) {
+                Some(said) => self.losses_of(said),
+                None => self.measure(node, probe, false),
+            };
         }
         let flip = lie.kind == FaultKind::LabelFlip;
         let (plus, minus) = self.measure(node, probe, flip);
@@ -205,13 +268,7 @@ impl Trainer for ModelTrainer {
             FaultKind::LargestOpposing => told * 1e6,
             _ => told,
         };
-        // Losses whose projected gradient is what shall be told.
-        let half = (told * 2f64.powi(self.epsilon_log2)) as f32;
-        (half, -half)
-    }
-
-    fn reset(&mut self, node: usize) {
-        self.learners[node].state = self.base.clone();
+        self.losses_of(told)
     }
 }
 

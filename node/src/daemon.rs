@@ -546,6 +546,16 @@ impl Daemon {
                     "{peer} signed two contradicting segments; its records count for nothing"
                 );
             }
+            Event::Convicted { origin, from, score } => {
+                let peer = peer_of(*origin).map(|peer| peer.to_string()).unwrap_or_default();
+                warn!(
+                    from = from.0,
+                    score = format!("{:.2}", score.correlation),
+                    auditors = score.auditors,
+                    samples = score.samples,
+                    "{peer} is excluded: its bytes do not fit what others measure at the same place"
+                );
+            }
             Event::CatchingUp { certified, target, from } => {
                 let peer = peer_of(*from).map(|peer| peer.to_string()).unwrap_or_default();
                 info!(certified, target, from = peer, "catching up from history");

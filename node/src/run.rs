@@ -78,6 +78,10 @@ pub struct RunArgs {
     /// Rounds that the selection looks at
     #[arg(long, default_value_t = 20)]
     pub window: u32,
+    /// Probes of others that a node repeats for every thousand of its own, so that lies are found out;
+    /// needs public data (default: 50 in a run made by init with four members or more, otherwise 0)
+    #[arg(long, value_name = "PERMILLE")]
+    pub audits: Option<u16>,
     /// Faulty members to tolerate (default: the most that R ≥ 3f + 1 allows)
     #[arg(long, value_name = "F")]
     pub tolerate: Option<u16>,
@@ -145,6 +149,7 @@ impl RunArgs {
             step_24: ((step * f64::from(1 << 24)).round() as u32).max(1),
             selection: self.selection,
             window: self.window,
+            audit_permille: self.audits.unwrap_or(0),
             faulty: self.tolerate,
             founders,
             ..Manifest::template()
@@ -332,6 +337,10 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
         "{ minimum = N }: the first N nodes that find each other. { members = [..] }: these.",
     ),
     ("lab", "Whether faults may be injected."),
+    (
+        "audit_permille",
+        "Probes of others that a node repeats for every 1000 of its own; needs public data.",
+    ),
 ];
 
 /// Comment above each key of `[node]`.

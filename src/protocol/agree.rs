@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
+use crate::audit::WINDOW;
 use crate::height::{
     Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
 };
@@ -133,6 +134,10 @@ impl Protocol {
         if state.is_frozen() {
             return;
         }
+        if left && !measuring {
+            self.append_audits(height);
+        }
+        let Some(state) = self.heights.get(&height) else { return };
         let own = &state.own;
         let unsigned = own.bytes.len() - own.signed_len;
         let closed = left && !measuring;
@@ -303,6 +308,7 @@ impl Protocol {
         self.chains.insert(height + 1, digest);
         let summary = self.summarize(height);
         self.summaries.insert(height, summary);
+        self.judge(height, out);
         self.reconsider();
         for key in &set.controls {
             let ControlKey::Join(id) = key;
@@ -330,9 +336,10 @@ impl Protocol {
     /// Drops what can no longer change.
     fn forget(&mut self) {
         let oldest = self.certified.saturating_sub(DEEP);
-        self.heights = self.heights.split_off(&oldest);
+        // The audits of a height that may be replaced are of records two heights before it.
+        self.heights = self.heights.split_off(&oldest.saturating_sub(2));
         self.chains = self.chains.split_off(&oldest);
-        self.summaries = self.summaries.split_off(&oldest.saturating_sub(2));
+        self.summaries = self.summaries.split_off(&oldest.saturating_sub(2 + WINDOW));
         let round = self.first_round(oldest);
         self.deals = self.deals.split_off(&round);
         self.applied = self.applied.split_off(&round);
@@ -402,7 +409,8 @@ impl Protocol {
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let height = certified.height;
-        if !self.is_started() || height > self.certified || !self.heights.contains_key(&height) {
+        let recent = height + DEEP >= self.certified && self.heights.contains_key(&height);
+        if !self.is_started() || height > self.certified || !recent {
             return Ok(());
         }
         let held = self.heights[&height].certified.as_ref();
@@ -445,6 +453,7 @@ impl Protocol {
         // Members, walks and limits from the height after next on follow from this set.
         let members = self.roster.clone();
         self.roster.retract(Height(height + 2));
+        self.convicted.retain(|_, from| *from < height + 2);
         self.reconsider();
         self.heights.get_mut(&height).expect("the height is recent").certified = Some(set);
         for later in height..end {
@@ -577,7 +586,7 @@ impl Protocol {
             signed_len: segment.bytes.len(),
             closed: segment.closed,
         };
-        let rounds = segment.counts.len() as u64;
+        let rounds = segment.counts.len().min(params.limits.rounds) as u64;
         state.ledger.set_own(origin, segment);
         // Go on after the last round that has records: its walk may have been cut short.
         let next = self.first_round(height) + rounds;

@@ -798,13 +798,16 @@ impl Protocol {
             Inserted::Extended(_) => {
                 state.grown = true;
                 let segment = state.ledger.segment(origin).expect("just extended");
-                let news = &segment.bytes[before..];
+                let all = segment.records(params.limits);
+                let news = &segment.bytes[before.min(all)..all];
                 let records = news.iter().filter(|&&byte| byte != crate::lb8::ABSTAIN).count();
                 self.stats.accepted += records as u64;
                 self.stats.accepted_bytes += (records * size_of::<u8>()) as u64;
                 let first = height * u64::from(self.manifest.rounds_per_height);
                 if let Some(tally) = &self.tally
-                    && (first..first + segment.counts.len() as u64).contains(&tally.round)
+                    && (first..first + u64::from(self.manifest.rounds_per_height))
+                        .contains(&tally.round)
+                    && tally.round - first < segment.counts.len() as u64
                 {
                     let within = (tally.round - first) as usize;
                     let after = round_part(&segment.counts, &segment.bytes, within);

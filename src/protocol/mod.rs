@@ -10,6 +10,7 @@
 
 mod acks;
 mod agree;
+mod audits;
 mod cache;
 mod config;
 mod input;
@@ -26,6 +27,7 @@ pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
 pub use input::Input;
 pub use output::{Change, Entry, Event, Offence, Output, Probe};
 
+use crate::audit::Sample;
 use crate::clock::PoissonClock;
 use crate::height::{ChainDigest, Control, ControlKey, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, RunId};
@@ -87,6 +89,8 @@ pub struct Stats {
     pub acks: u64,
     /// Records that came too late to be certified.
     pub dropped: u64,
+    /// Probes of others that were repeated.
+    pub audits: u64,
 }
 
 /// One's own records of a height, signed or not.
@@ -117,6 +121,8 @@ struct HeightState {
     is_short: bool,
     /// When all its rounds had been closed here.
     closed_at: Option<Time>,
+    /// The own audits that are made at this height.
+    work: Option<audits::Work>,
     /// The set of everything held, with the ledger's version and the number of control records.
     current: Option<(u64, usize, RecordSet)>,
 }
@@ -134,6 +140,7 @@ impl HeightState {
             grown: false,
             is_short: false,
             closed_at: None,
+            work: None,
             current: None,
         }
     }
@@ -172,6 +179,8 @@ struct HeightParams {
 struct Summary {
     active: Vec<Origin>,
     exponent_next: i32,
+    /// What the audits in it found.
+    audits: Vec<Sample>,
 }
 
 /// A node of a run.
@@ -196,6 +205,8 @@ pub struct Protocol {
     certified: u64,
     /// Origins whose records count for nothing, from a height on.
     excluded: BTreeMap<Origin, u64>,
+    /// Origins that audits convicted, with the height from which on their records do not count.
+    convicted: BTreeMap<Origin, u64>,
     /// Settings of heights as they were asked for, until something that they follow from changes.
     settings: RefCell<BTreeMap<u64, Arc<HeightParams>>>,
 
@@ -263,6 +274,7 @@ impl Protocol {
             chains: BTreeMap::from([(0, ChainDigest::start(&run))]),
             certified: 0,
             excluded: BTreeMap::new(),
+            convicted: BTreeMap::new(),
             settings: RefCell::default(),
             closed: 0,
             closed_since: Time::ZERO,
@@ -419,7 +431,10 @@ impl Protocol {
                 self.roster.from(*origin).is_some_and(|from| from.0 + 1 >= height && from.0 > 0)
             };
             // Not of height − 1: that is still open when this height's first records are made.
-            let counts = |origin: &Origin| !self.is_excluded(*origin, height - 2);
+            // Verdicts take effect two heights later, so all know them by then.
+            let counts = |origin: &Origin| {
+                !self.is_excluded(*origin, height - 2) && !self.is_convicted(*origin, height)
+            };
             let active: Vec<Origin> = all
                 .clone()
                 .filter(|origin| summary.active.binary_search(origin).is_ok() || new(origin))
@@ -434,6 +449,7 @@ impl Protocol {
         let limits = SegmentLimits {
             rounds: self.manifest.rounds_per_height as usize,
             bytes_per_round: 2 * self.manifest.probes_per_round as usize,
+            audits: audits::limit(&self.manifest),
         };
         let walk_len = walk_len_max(&self.manifest, slots) as usize;
         let faulty = self.manifest.faulty_of(roster_len);
@@ -442,6 +458,11 @@ impl Protocol {
 
     fn is_excluded(&self, origin: Origin, height: u64) -> bool {
         self.excluded.get(&origin).is_some_and(|&from| from <= height)
+            || self.is_convicted(origin, height)
+    }
+
+    fn is_convicted(&self, origin: Origin, height: u64) -> bool {
+        self.convicted.get(&origin).is_some_and(|&from| from <= height)
     }
 
     fn height_of(&self, round: u64) -> u64 {
@@ -569,9 +590,20 @@ impl Protocol {
         self.applied.last_key_value().map_or(&[], |(_, update)| &update.weights)
     }
 
-    /// Origins whose records count for nothing, with the height from which on.
-    pub fn excluded(&self) -> &BTreeMap<Origin, u64> {
-        &self.excluded
+    /// Origins whose records count for nothing, with the height from which on: they contradicted
+    /// themselves, or audits convicted them.
+    pub fn excluded(&self) -> BTreeMap<Origin, u64> {
+        let mut excluded = self.excluded.clone();
+        for (&origin, &from) in &self.convicted {
+            let known = excluded.entry(origin).or_insert(from);
+            *known = from.min(*known);
+        }
+        excluded
+    }
+
+    /// Origins that audits convicted, with the height from which on their records count for nothing.
+    pub fn convicted(&self) -> &BTreeMap<Origin, u64> {
+        &self.convicted
     }
 
     /// What the end of the run waits for, in words.

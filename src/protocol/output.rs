@@ -1,5 +1,6 @@
 //! What comes out of the protocol.
 
+use crate::audit::Score;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, Slot};
 use crate::ledger::{Evidence, Segment};
@@ -161,6 +162,15 @@ pub enum Event {
         origin: NodeId,
         /// The height.
         height: Height,
+    },
+    /// Audits found an origin's bytes to be no measurements.
+    Convicted {
+        /// The origin's identity.
+        origin: NodeId,
+        /// The height from which on its records count for nothing.
+        from: Height,
+        /// What the audits say.
+        score: Score,
     },
     /// Certified history is fetched.
     CatchingUp {

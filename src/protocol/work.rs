@@ -89,7 +89,11 @@ impl Protocol {
                 let waits = "this node is no member yet: its wish to join is not certified";
                 return Err(Some(waits.into()));
             };
-            if self.round >= self.closed + staleness {
+            let waits = self.round >= self.closed + staleness;
+            if let Some(audit) = self.next_audit(height, waits) {
+                return Ok(audit);
+            }
+            if waits {
                 return Err(Some(format!("round {} lacks records of others", self.closed)));
             }
             let walk_len = params.walk_len as u32;
@@ -114,7 +118,7 @@ impl Protocol {
         self.position = 0;
     }
 
-    fn deal(&mut self, round: u64, params: &HeightParams) -> &Arc<Deal> {
+    pub(super) fn deal(&mut self, round: u64, params: &HeightParams) -> &Arc<Deal> {
         let (manifest, run, cache) = (&self.manifest, &self.run, &self.cache);
         self.deals.entry(round).or_insert_with(|| {
             let deal = || Deal::new(manifest, run, Round(round), params.roster_len, &params.active);
@@ -132,19 +136,23 @@ impl Protocol {
             return;
         }
         self.outstanding.pop_front();
-        self.stats.probes += 1;
         let took = now.since(self.last_loss_at).as_secs_f64();
         self.last_loss_at = now;
         self.probe_s = Some(self.probe_s.map_or(took, |mean| mean + (took - mean) / 16.0));
+        let value = projected_gradient(plus, minus, self.manifest.epsilon_log2);
+        if probe.of != self.me {
+            self.on_repetition(probe, value);
+            return;
+        }
+        self.stats.probes += 1;
         let height = self.height_of(round.0);
         let within = (round.0 - self.first_round(height)) as usize;
         let Some(params) = self.params(height) else { return };
         let Some(state) = self.heights.get_mut(&height) else { return };
-        if state.is_frozen() {
+        if state.is_frozen() || state.own.counts.len() > params.limits.rounds {
             self.stats.dropped += 1;
             return;
         }
-        let value = projected_gradient(plus, minus, self.manifest.epsilon_log2);
         if state.own.bytes.is_empty() {
             // Until now the ledger spoke for this node.
             self.tally = None;
@@ -264,14 +272,15 @@ impl Protocol {
 
     /// Counts on: an origin's part of the tallied round grew from `before` to `after` values.
     pub(super) fn tally_growth(&mut self, origin: Origin, before: usize, after: usize) {
-        let Some(tally) = &mut self.tally else { return };
+        let Some(tally) = &self.tally else { return };
         let height = tally.round / u64::from(self.manifest.rounds_per_height);
-        let excluded = self.excluded.get(&origin).is_some_and(|&from| from <= height);
-        if excluded || !tally.counts(origin) {
+        if self.is_excluded(origin, height) || !tally.counts(origin) {
             return;
         }
-        tally.parts[before] -= 1;
-        tally.parts[after] += 1;
+        if let Some(tally) = &mut self.tally {
+            tally.parts[before] -= 1;
+            tally.parts[after] += 1;
+        }
     }
 
     /// When the oldest open round is closed with what there is.
@@ -354,8 +363,10 @@ impl Protocol {
         hasher.update(&set.digest).update(&params.exponent.to_le_bytes());
         hasher.update(&(params.roster_len as u64).to_le_bytes());
         hasher.update(&(params.active.len() as u64).to_le_bytes());
-        let excluded = self.excluded.iter().filter(|entry| *entry.1 <= height).map(|entry| entry.0);
-        for origin in params.active.iter().chain(excluded) {
+        let origins = (0..params.roster_len as u16).map(Origin);
+        let excluded: Vec<Origin> =
+            origins.filter(|&origin| self.is_excluded(origin, height)).collect();
+        for origin in params.active.iter().chain(&excluded) {
             hasher.update(&origin.0.to_le_bytes());
         }
         Some(*hasher.finalize().as_bytes())
@@ -409,13 +420,14 @@ impl Protocol {
     /// What later heights need to know of this certified one: who worked, and the scale of its
     /// values by the median rule, changed by at most two octaves.
     pub(super) fn summarize(&mut self, height: u64) -> super::Summary {
+        let audits = self.samples(height);
         let key = self.certified_key(height).filter(|_| self.reach() == 1);
         if let (Some(cache), Some(key)) = (&self.cache, &key)
             && let Some(summary) = cache.lock().summary(height, key)
         {
-            return summary;
+            return super::Summary { audits, ..summary };
         }
-        let summary = self.derive_summary(height);
+        let summary = super::Summary { audits, ..self.derive_summary(height) };
         if let (Some(cache), Some(key)) = (&self.cache, key) {
             cache.lock().remember_summary(height, key, summary.clone());
         }
@@ -442,6 +454,7 @@ impl Protocol {
         super::Summary {
             active: active.map(|(origin, _)| Origin(origin as u16)).collect(),
             exponent_next: scale.clamp(params.exponent - 2, params.exponent + 2).clamp(-60, 60),
+            audits: Vec::new(),
         }
     }
 }

@@ -17,7 +17,7 @@ use rumormill_topology::Topology;
 use super::plan::{LEAVING_S, Plan};
 use super::scenario::{ChurnAction, FaultKind, Latency, Link};
 use super::trace::{Gathering, Sample};
-use super::{Outcome, Usage, Verdict};
+use super::{Outcome, Standing, Usage, Verdict};
 use crate::simulation::{Action, LinkModel, Simulation};
 use crate::trainer::{ModelTrainer, Pupil, Subject, scale_exponent};
 
@@ -55,6 +55,7 @@ fn prepare(plan: &Plan, seed: u64, keys: &[Keys]) -> Result<(Manifest, Subject),
         epsilon_log2: task.epsilon_log2,
         step_24: ((run.step * f64::from(1 << 24)).round() as u32).max(1),
         selection: run.selection,
+        audit_permille: run.audit_permille,
         window: run.window,
         faulty: run.tolerate,
         founders: Founders::Members(plan.founders.iter().map(|&node| keys[node].id()).collect()),
@@ -129,7 +130,7 @@ fn network(plan: &Plan, seed: u64) -> Result<Simulation<ModelTrainer>, Usage> {
     let rows = plan.rows(seed);
     let pupils = keys.iter().zip(rows).zip(&plan.lies);
     let pupils = pupils.map(|((keys, rows), &lie)| Pupil { id: keys.id(), rows, lie }).collect();
-    let trainer = ModelTrainer::new(&manifest, subject, pupils, seed);
+    let trainer = ModelTrainer::new(&manifest, subject, pupils, scenario.run.auditors, seed);
     let edges = topology.edges().iter().map(|edge| (edge.a, edge.b)).collect();
     let link = link_model(&scenario.link);
     let mut network = Simulation::new(manifest, keys, configs, edges, link, seed, trainer);
@@ -207,7 +208,26 @@ pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Out
     let states: Vec<[u8; 32]> =
         up(plan, &network).map(|node| network.trainer.state(node).hash()).collect();
     let models = states.iter().collect::<BTreeSet<_>>().len();
-    Ok(Outcome { seed, verdict, samples, models: Some(models) })
+    let standings = standings(plan, &network);
+    Ok(Outcome { seed, verdict, samples, models: Some(models), standings })
+}
+
+fn standings(plan: &Plan, network: &Simulation<ModelTrainer>) -> Vec<Standing> {
+    let Some(witness) = up(plan, network).next() else { return Vec::new() };
+    let witness = protocol(network, witness);
+    let excluded = witness.excluded();
+    let nodes = 0..plan.nodes;
+    nodes
+        .filter_map(|node| {
+            let origin = witness.roster().origin(&network.trainer.id(node))?;
+            let per_height = u64::from(plan.scenario.run.rounds_per_height);
+            Some(Standing {
+                node,
+                excluded_from: excluded.get(&origin).map(|from| from * per_height),
+                audit_score: witness.audit_score(origin).map(|score| score.correlation),
+            })
+        })
+        .collect()
 }
 
 /// Honest nodes that are up.

@@ -296,6 +296,10 @@ pub struct Run {
     /// Selection rule: mean, median, nna, nnm, ….
     #[serde(deserialize_with = "text")]
     pub selection: Rule,
+    /// Probes of others that a node repeats for every thousand of its own; needs public data.
+    pub audit_permille: u16,
+    /// How faulty nodes audit.
+    pub auditors: Auditors,
     /// Rounds that the selection looks at.
     pub window: u32,
     /// m, probes that a node aims at in a round.
@@ -322,6 +326,8 @@ impl Default for Run {
             rounds: 200,
             step: 0.07,
             selection: Rule::Mean,
+            audit_permille: 0,
+            auditors: Auditors::Honest,
             window: 20,
             probes_per_round: 32,
             redundancy: None,
@@ -392,6 +398,18 @@ pub struct Fault {
     /// Strength: σ of alie (1.5), part of the mean of foe (0.5), multiple of the usual size of
     /// largest-opposing (100 in vectors; in bytes always the largest).
     pub factor: Option<f64>,
+}
+
+/// How faulty nodes repeat the probes of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Auditors {
+    /// As they should.
+    Honest,
+    /// They clear each other and find the contrary of what honest nodes told.
+    Accuse,
+    /// They repeat what was told, without measuring.
+    Copy,
 }
 
 /// What a faulty node tells. μ and σ are mean and standard deviation of what the honest would

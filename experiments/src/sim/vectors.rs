@@ -335,7 +335,7 @@ pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Out
         true => Verdict::Diverged,
         false => Verdict::Done,
     };
-    Ok(Outcome { seed, verdict, samples: course.samples, models: None })
+    Ok(Outcome { seed, verdict, samples: course.samples, models: None, standings: Vec::new() })
 }
 
 fn fastest(speeds: &[f64]) -> f64 {
