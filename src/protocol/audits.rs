@@ -172,7 +172,9 @@ impl Protocol {
     }
 
     fn score_at(&self, height: u64, origin: Origin) -> Option<Score> {
-        let faulty = self.manifest.faulty_of(self.roster.len_at(Height(height)));
+        // Of the members that are left as many may be faulty auditors as such a roster tolerates.
+        let left = self.roster.len_at(Height(height)).saturating_sub(self.convicted.len());
+        let faulty = self.manifest.faulty_of(left);
         let heights = (height.saturating_sub(WINDOW - 1)..=height).rev();
         let heights = heights.map_while(|at| self.summaries.get(&at));
         let samples = heights.map(|summary| &summary.audits[..]);
