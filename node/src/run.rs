@@ -72,7 +72,7 @@ pub struct RunArgs {
     /// Rounds that a node may run beyond the ones it has closed
     #[arg(long, default_value_t = 2)]
     pub staleness: u32,
-    /// Selection rule: mean, median, nna, nnm
+    /// Selection rule: mean, median, trimmed-mean, krum, nna, nnm, geometric-median, trust, stack
     #[arg(long, default_value = "mean")]
     pub selection: Rule,
     /// Rounds that the selection looks at
@@ -327,7 +327,7 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
     ("step_24", "Step size, the sum of absolute coefficients of a round, in units of 2^-24."),
     ("decay_from_permille", "After this part of the run (in 1/1000) the step falls to zero."),
     ("scale_exponent", "Scale of the first bytes, measured on the base model."),
-    ("selection", "mean, median, nna or nnm."),
+    ("selection", "mean, median, trimmed-mean, krum, nna, nnm, geometric-median, trust or stack."),
     ("window", "Rounds that the selection looks at."),
     ("beta_permille", "Momentum factor of the selection window, in 1/1000."),
     ("instalments", "Which share (in units of 2^-16) of a record is paid out at which age."),

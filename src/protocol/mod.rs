@@ -37,6 +37,7 @@ use crate::manifest::{Founders, Manifest, ManifestError};
 use crate::message::StartVote;
 use crate::roster::Roster;
 use crate::round::{Deal, RoundValues, directions, walk_len_max};
+use crate::selection::Measured;
 use crate::start::{Start, founders_of};
 use crate::time::Time;
 use crate::update::RoundUpdate;
@@ -217,7 +218,7 @@ pub struct Protocol {
     impatient: u32,
     deals: BTreeMap<u64, Arc<Deal>>,
     /// Decoded rounds, as far as later rounds look at them.
-    values: BTreeMap<u64, RoundValues>,
+    values: BTreeMap<u64, Measured>,
     applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
     /// What is held of the oldest open round, until something that it follows from changes.

@@ -16,6 +16,7 @@ use crate::id::{Origin, Round};
 use crate::lb8;
 use crate::manifest::Directions;
 use crate::round::Deal;
+use crate::selection::Measured;
 use crate::spsa::projected_gradient;
 use crate::update::{Coefficient, round_update};
 
@@ -310,7 +311,7 @@ impl Protocol {
             }
             if reach > 1 {
                 let Some(values) = self.decode(round) else { continue };
-                self.values.insert(round, values);
+                self.values.insert(round, values.into());
             }
             affected.extend(round..(round + reach).min(self.closed));
         }
@@ -346,7 +347,7 @@ impl Protocol {
             return Some(update);
         }
         let values = self.decode(round)?;
-        let update = Arc::new(self.update_from(round, &[&values]));
+        let update = Arc::new(self.update_from(round, &[&values.into()]));
         if let (Some(cache), Some(key)) = (&self.cache, key) {
             cache.lock().remember_update(round, key, Arc::clone(&update));
         }
@@ -396,7 +397,7 @@ impl Protocol {
     fn update(&self, round: u64) -> RoundUpdate {
         let oldest = self.manifest.instalments.last().map_or(0, |last| u64::from(last.age));
         let reach = oldest.max(u64::from(self.manifest.window) - 1);
-        let mut window: Vec<&RoundValues> = Vec::new();
+        let mut window: Vec<&Measured> = Vec::new();
         for at in round.saturating_sub(reach)..=round {
             match self.values.get(&at) {
                 Some(values) => window.push(values),
@@ -406,7 +407,7 @@ impl Protocol {
         self.update_from(round, &window)
     }
 
-    fn update_from(&self, round: u64, window: &[&RoundValues]) -> RoundUpdate {
+    fn update_from(&self, round: u64, window: &[&Measured]) -> RoundUpdate {
         let height = self.height_of(round);
         let roster_len = self.roster.len_at(crate::id::Height(height));
         let excluded: Vec<Origin> = (0..roster_len as u16)
@@ -441,7 +442,9 @@ impl Protocol {
         let mut magnitudes = Vec::new();
         for round in rounds {
             let decoded = if self.reach() == 1 { self.decode(round) } else { None };
-            let Some(entry) = decoded.as_ref().or_else(|| self.values.get(&round)) else {
+            let Some(entry) =
+                decoded.as_ref().or_else(|| self.values.get(&round).map(Measured::values))
+            else {
                 continue;
             };
             for &(origin, value) in entry.slots.iter().flatten() {

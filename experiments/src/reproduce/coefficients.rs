@@ -20,6 +20,7 @@ use rumormill::objective::{ModelSpec, Objective, Scratch, Split, build};
 use rumormill::params::{Payout, State};
 use rumormill::round::{Deal, RoundValues, directions};
 use rumormill::sample::minibatch;
+use rumormill::selection::Measured;
 use rumormill::spsa::projected_gradient;
 use rumormill::update::{Law, round_update};
 
@@ -161,7 +162,7 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
     let active: Vec<Origin> = (0..setup.nodes as u16).map(Origin).collect();
     let ids: Vec<NodeId> = (0..setup.nodes as u64).map(|i| Keys::simulated(i).id()).collect();
     let reach = manifest.instalments.last().map_or(0, |last| last.age) as usize + 1;
-    let mut window: Vec<RoundValues> = Vec::new();
+    let mut window: Vec<Measured> = Vec::new();
     let mut replay: Vec<Payout> = Vec::new();
     let mut exponent = bench.scale(&ids[0]);
     let (mut magnitudes, mut next_exponent) = (Vec::new(), exponent);
@@ -195,11 +196,11 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
                 }
             }
         }
-        window.push(values);
+        window.push(values.into());
         if window.len() > reach {
             window.remove(0);
         }
-        let rounds: Vec<&RoundValues> = window.iter().collect();
+        let rounds: Vec<&Measured> = window.iter().collect();
         let update = round_update(&manifest, round, &rounds, setup.nodes, 0, &[]);
         let payouts = update.coefficients.iter().map(|coefficient| Payout {
             direction: Direction::new(&run, coefficient.round, coefficient.slot),

@@ -8,6 +8,7 @@ pub mod dadao;
 pub mod justonebyte;
 pub mod monna;
 pub mod rumormill;
+pub mod selection;
 
 use std::fmt;
 use std::fs;
@@ -57,6 +58,12 @@ pub enum What {
         /// Data and length.
         #[command(flatten)]
         training: coefficients::Training,
+    },
+    /// Selection rules under attack: 15 nodes, 4 faulty, digits.
+    Selection {
+        /// Attacks, rules, length.
+        #[command(flatten)]
+        options: selection::Options,
     },
     /// Everything, one after another; what needs data that are not named is left out and said.
     All {
@@ -138,6 +145,7 @@ pub fn run(what: What) -> Result<bool> {
             (report, out)
         }
         What::Justonebyte { training } => (justonebyte::reproduce(&training)?, training.out),
+        What::Selection { options } => (selection::reproduce(&options)?, options.out),
         What::Rumormill { training } => (rumormill::reproduce(&training)?, training.out),
     };
     if let Some(folder) = &out {
