@@ -616,3 +616,56 @@ fn keep_signatures(held: &mut Ledger, certified: Ledger) {
     }
     *held = kept;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Round;
+    use crate::keys::Keys;
+    use crate::manifest::{Founders, Manifest};
+    use crate::protocol::{Config, Input};
+
+    /// A node of a run with four members, 0 to 3; its number is that of its keys.
+    fn node(number: u64) -> Protocol {
+        let manifest = Manifest {
+            rounds: 8,
+            rounds_per_height: 2,
+            founders: Founders::Members((0..4).map(|i| Keys::simulated(i).id()).collect()),
+            ..Manifest::template()
+        };
+        Protocol::new(manifest, Keys::simulated(number), Config::default()).unwrap()
+    }
+
+    /// Wakes a node that hears of nobody whenever it asks for it, until it asks no more.
+    fn wake_as_asked(protocol: &mut Protocol) {
+        let mut now = Time::ZERO;
+        let mut outputs = Vec::new();
+        protocol.handle(Input::Wake, now, &mut outputs);
+        while let Some(due) = protocol.deadline() {
+            assert!(due > now, "asked at {now:?} to be woken at {due:?}");
+            now = due;
+            protocol.handle(Input::Wake, now, &mut outputs);
+        }
+        assert!(protocol.round() >= Round(2), "the first height was not closed");
+        assert_eq!(protocol.certified(), 0);
+    }
+
+    /// Its patience runs out like everybody's, and it has nothing to sign.
+    #[test]
+    fn a_joiner_does_not_ask_to_be_woken_in_the_past() {
+        wake_as_asked(&mut node(4));
+    }
+
+    /// The log is made by hand: an ack whose records were not written.
+    #[test]
+    fn a_member_that_lacks_what_it_signed_does_not_ask_to_be_woken_in_the_past() {
+        let mut protocol = node(0);
+        let mut set = RecordSet::of(Height(0), &Ledger::new(4), &Default::default(), None);
+        set.lens[1] = 3;
+        let (segments, evidence, controls) = Default::default();
+        let entry = Entry::Acked { height: 0, set, segments, evidence, controls };
+        protocol.restore(entry, &mut Vec::new());
+        wake_as_asked(&mut protocol);
+        assert!(protocol.heights[&0].is_short && protocol.heights[&0].signed.is_empty());
+    }
+}
