@@ -31,11 +31,11 @@ pub const WINDOW: u64 = 16;
 const PER_ORIGIN: usize = 2;
 
 /// Repetitions that a verdict needs, before any are left out.
-pub const SAMPLES_MIN: u32 = 20;
+pub const SAMPLES_MIN: u32 = 24;
 
 /// Scores below it exclude. Measured: honest origins score above 0.8, liars below 0.4
 /// (`ARCHITECTURE.md`, "Audits").
-pub const THRESHOLD: f64 = 0.55;
+pub const THRESHOLD: f64 = 0.45;
 
 /// Values are clipped at so many standard deviations of the height's scale, so that a few large honest
 /// values do not hide many small lies.
@@ -283,11 +283,11 @@ mod tests {
 
     #[test]
     fn a_score_is_a_correlation_by_hand() {
-        let one = [sample(1, &[(1.0, 1.0), (2.0, -1.0)].repeat(10))];
+        let one = [sample(1, &[(1.0, 1.0), (2.0, -1.0)].repeat(12))];
         let score = score(Origin(0), [&one[..]].into_iter(), 0, |_| true).unwrap();
-        // Σuv = −1, Σu² = 5, Σv² = 2, ten times over.
+        // Σuv = −1, Σu² = 5, Σv² = 2, twelve times over.
         assert!((score.correlation + 1.0 / 10_f64.sqrt()).abs() < 1e-12);
-        assert_eq!((score.auditors, score.samples), (1, 20));
+        assert_eq!((score.auditors, score.samples), (1, 24));
         assert!(score.convicts());
     }
 

@@ -29,6 +29,8 @@ pub mod message;
 pub mod protocol;
 pub mod start;
 
+pub mod fault;
+
 pub mod data;
 pub mod objective;
 pub mod vector;

@@ -15,7 +15,6 @@ pub mod course;
 pub mod data;
 pub mod event;
 pub mod graph;
-pub mod lie;
 pub mod network;
 pub mod problem;
 pub mod reproduce;

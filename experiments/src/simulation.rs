@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
+use rumormill::fault::wire::Saboteur;
 use rumormill::height::CertifiedHeight;
 use rumormill::id::{NodeId, Round, Slot};
 use rumormill::keys::Keys;
@@ -76,13 +77,6 @@ pub enum Action {
     StopProbing(usize),
 }
 
-/// What a faulty node sends instead: given the neighbor, the frame that the protocol wants to send
-/// and the node's log, the frames that go out.
-pub type Liar = Box<dyn FnMut(usize, Vec<u8>, &[Entry]) -> Vec<Vec<u8>>>;
-
-/// What a faulty node answers instead when it is asked for certified history.
-pub type Historian = Box<dyn FnMut(Vec<CertifiedHeight>) -> Vec<CertifiedHeight>>;
-
 enum Happening {
     Wake(usize),
     Deliver { to: usize, from: NodeId, bytes: Vec<u8> },
@@ -134,10 +128,9 @@ pub struct Node {
     pub events: Vec<(Time, Event)>,
     /// Offences it complained of.
     pub complaints: Vec<String>,
-    /// Makes the node faulty: its frames pass through here. A faulty node is waited for by nobody.
-    pub liar: Option<Liar>,
-    /// Changes the certified history that the node gives to others.
-    pub historian: Option<Historian>,
+    /// Makes the node faulty: its frames and the history that it gives to others pass through here. A
+    /// faulty node is waited for by nobody.
+    pub saboteur: Option<Saboteur>,
 }
 
 /// The network.
@@ -197,8 +190,7 @@ impl<T: Trainer> Simulation<T> {
                 life: 0,
                 events: Vec::new(),
                 complaints: Vec::new(),
-                liar: None,
-                historian: None,
+                saboteur: None,
             })
             .collect();
         Simulation {
@@ -302,6 +294,11 @@ impl<T: Trainer> Simulation<T> {
 
     fn perform(&mut self, node: usize, outputs: Vec<Output>) {
         for output in outputs {
+            if let (Output::Record(entry), Some(saboteur)) =
+                (&output, &mut self.nodes[node].saboteur)
+            {
+                saboteur.record(entry);
+            }
             match output {
                 Output::Record(entry) if !self.keeps_logs => {
                     if let Entry::Certified(height) = entry {
@@ -352,13 +349,14 @@ impl<T: Trainer> Simulation<T> {
 
     fn send(&mut self, node: usize, to: NodeId, bytes: Vec<u8>) {
         let Some(&to) = self.index.get(&to) else { return };
-        let Some(mut liar) = self.nodes[node].liar.take() else {
+        let at = &mut self.nodes[node];
+        let (Some(saboteur), Some(protocol)) = (&mut at.saboteur, &at.protocol) else {
             return self.transmit(node, to, bytes);
         };
-        for bytes in liar(to, bytes, &self.nodes[node].log) {
+        let me = protocol.roster().origin(&protocol.id());
+        for bytes in saboteur.frames(me, to, bytes) {
             self.transmit(node, to, bytes);
         }
-        self.nodes[node].liar = Some(liar);
     }
 
     /// A time on the way, with the factor of the link's distribution.
@@ -408,8 +406,8 @@ impl<T: Trainer> Simulation<T> {
                 let common =
                     of.weights.range(from..).map(|(&h, &weight)| &self.history[&(h, weight)]);
                 let heights = own.chain(common).take(16).cloned().collect();
-                Response::History(match &mut self.nodes[other].historian {
-                    Some(historian) => historian(heights),
+                Response::History(match &mut self.nodes[other].saboteur {
+                    Some(saboteur) => saboteur.history(heights),
                     None => heights,
                 })
             }
@@ -500,7 +498,7 @@ impl<T: Trainer> Simulation<T> {
     }
 
     fn all_done(&self) -> bool {
-        let honest = self.nodes.iter().filter(|node| node.liar.is_none());
+        let honest = self.nodes.iter().filter(|node| node.saboteur.is_none());
         let mut up = honest.filter_map(|node| node.protocol.as_ref());
         up.all(|protocol| protocol.is_done(self.now))
     }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rumormill::direction::Direction;
+use rumormill::fault::FaultKind;
+use rumormill::fault::value::{CROWD_MAX, Crowd, Liar, Lie, Moment};
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::lb8;
 use rumormill::manifest::Manifest;
@@ -14,13 +16,8 @@ use rumormill::protocol::{Change, Probe};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::spsa::projected_gradient;
 
-use crate::lie::{Crowd, Lie};
-use crate::sim::scenario::{Auditors, FaultKind};
+use crate::sim::scenario::Auditors;
 use crate::simulation::Trainer;
-
-/// Honest nodes whose values the faulty look at; all of them would make a probe of a large network
-/// as dear as a round.
-const CROWD_MAX: usize = 32;
 
 /// Directions of which the crowd's values are remembered: all faulty nodes meet at the same ones.
 const REMEMBERED_MAX: usize = 1 << 16;
@@ -36,7 +33,7 @@ struct Learner {
     id: NodeId,
     /// Rows of the training table that it may use; `None` means all.
     rows: Option<Arc<Vec<u32>>>,
-    lie: Option<Lie>,
+    liar: Option<Liar>,
     state: State,
 }
 
@@ -54,7 +51,7 @@ pub struct ModelTrainer {
     auditors: Auditors,
     /// What was told lately, for auditors that do not measure.
     told: BTreeMap<(Round, Slot, NodeId), f64>,
-    rng: KeyedRng,
+    rounds: u64,
     /// Probes made by all nodes.
     pub probes: u64,
     scratch: Scratch,
@@ -98,7 +95,12 @@ impl ModelTrainer {
         let dim = base.layout().dim();
         let learners = pupils
             .into_iter()
-            .map(|Pupil { id, rows, lie }| Learner { id, rows, lie, state: base.clone() })
+            .enumerate()
+            .map(|(at, Pupil { id, rows, lie })| {
+                let rng = || KeyedRng::from_seed("rumormill v1 simulated lies", seed, at as u64);
+                let liar = lie.map(|lie| Liar::new(lie, rng()));
+                Learner { id, rows, liar, state: base.clone() }
+            })
             .collect();
         ModelTrainer {
             run: manifest.run_id(),
@@ -111,7 +113,7 @@ impl ModelTrainer {
             crowds: BTreeMap::new(),
             auditors,
             told: BTreeMap::new(),
-            rng: KeyedRng::from_seed("rumormill v1 simulated lies", seed, 0),
+            rounds: manifest.rounds_total(),
             probes: 0,
             scratch: Scratch::default(),
             plus: vec![0.0; dim],
@@ -129,7 +131,7 @@ impl ModelTrainer {
     fn repetition(&self, probe: Probe) -> Option<f64> {
         let told = *self.told.get(&(probe.round, probe.slot, probe.of))?;
         let colludes =
-            self.learners.iter().any(|other| other.id == probe.of && other.lie.is_some());
+            self.learners.iter().any(|other| other.id == probe.of && other.liar.is_some());
         match self.auditors {
             Auditors::Honest => None,
             Auditors::Accuse if !colludes => Some(-told),
@@ -184,13 +186,17 @@ impl ModelTrainer {
         objective.loss_pair(&self.plus, &self.minus, batch, &mut self.scratch)
     }
 
+    fn faulty(&self) -> usize {
+        self.learners.iter().filter(|learner| learner.liar.is_some()).count()
+    }
+
     /// What the honest would measure, at the pair that was written last.
     fn crowd(&mut self, round: Round, slot: Slot) -> Crowd {
         if let Some(crowd) = self.crowds.get(&(round, slot)) {
             return *crowd;
         }
         let honest: Vec<usize> =
-            (0..self.learners.len()).filter(|&node| self.learners[node].lie.is_none()).collect();
+            (0..self.learners.len()).filter(|&node| self.learners[node].liar.is_none()).collect();
         let values: Vec<f64> = honest
             .iter()
             .take(CROWD_MAX)
@@ -243,32 +249,26 @@ impl ModelTrainer {
         let direction = Direction::new(&self.run, round, slot);
         let state = &self.learners[node].state;
         state.write_pair(&direction, self.epsilon_log2, &mut self.plus, &mut self.minus);
-        let Some(lie) = self.learners[node].lie else {
-            return self.measure(node, probe, false);
+        let learner = &self.learners[node];
+        let lie = match &learner.liar {
+            Some(liar) if of == learner.id => liar.lie,
+            Some(_) => {
+                return match self.repetition(probe) {
+                    Some(said) => self.losses_of(said),
+                    None => self.measure(node, probe, false),
+                };
+            }
+            None => return self.measure(node, probe, false),
         };
-        if of != self.learners[node].id {
-            return match self.repetition(probe) {
-                Some(said) => self.losses_of(said),
-                None => self.measure(node, probe, false),
-            };
-        }
-        let flip = lie.kind == FaultKind::LabelFlip;
-        let (plus, minus) = self.measure(node, probe, flip);
-        if flip {
-            return (plus, minus);
-        }
+        let (plus, minus) = self.measure(node, probe, lie.kind == FaultKind::LabelFlip);
         let own = projected_gradient(plus, minus, self.epsilon_log2);
         let crowd = match lie.needs_crowd() {
             true => self.crowd(round, slot),
-            false => Crowd::new(std::iter::empty(), 1, 1),
+            false => Crowd::new(std::iter::empty(), 1, self.faulty()),
         };
-        let told = lie.tell(own, &crowd, &mut self.rng);
-        // The largest byte there is, whatever the scale of the height.
-        let told = match lie.kind {
-            FaultKind::LargestOpposing => told * 1e6,
-            _ => told,
-        };
-        self.losses_of(told)
+        let moment = Moment { round: round.0, rounds: self.rounds };
+        let liar = self.learners[node].liar.as_mut();
+        liar.map_or((plus, minus), |liar| liar.losses(own, &crowd, moment, self.epsilon_log2))
     }
 }
 

@@ -15,6 +15,8 @@ use rumormill::protocol::{Change, Probe};
 use rumormill::sample::minibatch;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::fault::{Deceit, Witness};
+
 /// Commands that may wait. Probes are bounded by the pipeline; lists of changes come one a round.
 const COMMANDS_MAX: usize = 1024;
 
@@ -74,6 +76,7 @@ enum Command {
     Apply(Vec<Change>),
     Probe(Probe),
     Rows(Arc<Vec<u32>>),
+    Deceive(Option<Box<Deceit>>),
     Report(oneshot::Sender<Report>),
 }
 
@@ -110,6 +113,11 @@ impl Evaluator {
         self.send(Command::Rows(rows));
     }
 
+    /// From now on, tells lies about the node's own probes, or the truth again.
+    pub fn deceive(&self, deceit: Option<Deceit>) {
+        self.send(Command::Deceive(deceit.map(Box::new)));
+    }
+
     /// The model as it stands after everything sent so far.
     pub fn report(&self) -> oneshot::Receiver<Report> {
         let (reply, report) = oneshot::channel();
@@ -140,6 +148,8 @@ impl Drop for Evaluator {
 struct Worker {
     task: Task,
     settings: ProbeSettings,
+    /// How the node lies, if it does.
+    deceit: Option<Box<Deceit>>,
     state: State,
     scratch: Scratch,
     plus: Vec<f32>,
@@ -151,6 +161,7 @@ impl Worker {
     fn new(task: Task, settings: ProbeSettings) -> Worker {
         let dim = task.base.layout().dim();
         Worker {
+            deceit: None,
             state: task.base.clone(),
             scratch: Scratch::default(),
             plus: vec![0.0; dim],
@@ -172,6 +183,7 @@ impl Worker {
                     }
                 }
                 Command::Rows(rows) => self.task.rows = Some(rows),
+                Command::Deceive(deceit) => self.deceit = deceit,
                 Command::Report(reply) => {
                     let _ = reply.send(self.report());
                 }
@@ -193,11 +205,38 @@ impl Worker {
     }
 
     fn measure(&mut self, probe: Probe) -> Losses {
-        let Probe { round, slot, of: node } = probe;
         let ProbeSettings { run, epsilon_log2, .. } = self.settings;
-        let direction = Direction::new(&run, round, slot);
+        let direction = Direction::new(&run, probe.round, probe.slot);
         self.state.write_pair(&direction, epsilon_log2, &mut self.plus, &mut self.minus);
-        match &self.task.rows {
+        let mut deceit = self.deceit.take();
+        let (plus, minus) = match &mut deceit {
+            Some(deceit) if deceit.me == probe.of => {
+                let flipped = deceit.flipped.clone();
+                deceit.losses(probe, epsilon_log2, |whose| {
+                    self.losses(probe, whose, flipped.as_deref().filter(|_| whose.is_none()))
+                })
+            }
+            _ => self.losses(probe, None, None),
+        };
+        self.deceit = deceit;
+        Losses { probe, plus, minus }
+    }
+
+    /// Losses at the pair that was written last, on the minibatch of the node that the probe names or
+    /// of a witness.
+    fn losses(
+        &mut self,
+        probe: Probe,
+        whose: Option<&Witness>,
+        objective: Option<&dyn Objective>,
+    ) -> (f32, f32) {
+        let Probe { round, slot, of } = probe;
+        let run = self.settings.run;
+        let (node, rows) = match whose {
+            Some(witness) => (witness.id, &witness.rows),
+            None => (of, &self.task.rows),
+        };
+        match rows {
             Some(rows) => {
                 minibatch(&run, &node, round, slot, rows.len(), &mut self.batch);
                 self.batch.iter_mut().for_each(|row| *row = rows[*row as usize]);
@@ -206,9 +245,8 @@ impl Worker {
                 minibatch(&run, &node, round, slot, self.task.population, &mut self.batch);
             }
         }
-        let (plus, minus) =
-            self.task.objective.loss_pair(&self.plus, &self.minus, &self.batch, &mut self.scratch);
-        Losses { probe, plus, minus }
+        let objective = objective.unwrap_or(&*self.task.objective);
+        objective.loss_pair(&self.plus, &self.minus, &self.batch, &mut self.scratch)
     }
 
     fn report(&mut self) -> Report {

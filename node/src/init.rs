@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use rumormill::data::shard::Shards;
-use rumormill::manifest::{Directions, Founders};
+use rumormill::manifest::{Directions, Founders, Manifest};
 
 use crate::run::{NodeSettings, RunArgs, RunFile};
 
@@ -25,6 +25,9 @@ pub struct InitArgs {
     /// all, as in *Just One Byte*
     #[arg(long, default_value = "shared")]
     pub directions: Directions,
+    /// Let faults be injected into the run's nodes
+    #[arg(long)]
+    pub lab: bool,
     /// What to train.
     #[command(flatten)]
     pub run: RunArgs,
@@ -60,7 +63,8 @@ pub fn run(args: &InitArgs) -> Result<u8> {
             format: format.unwrap_or_default(),
             ..NodeSettings::default()
         },
-        run: prepared.manifest,
+        run: Manifest { lab: args.lab, ..prepared.manifest },
+        faults: None,
     };
     write_atomically(&args.out, &file.render()?)?;
     eprintln!(

@@ -10,6 +10,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use rumormill::data::shard::Shards;
 use rumormill::direction::Direction;
+use rumormill::fault::FaultKind;
+use rumormill::fault::value::{Crowd, Lie, Moment};
 use rumormill::id::{NodeId, Origin, Round, RunId};
 use rumormill::keys::Keys;
 use rumormill::lb8;
@@ -23,8 +25,6 @@ use rumormill::spsa::projected_gradient;
 use rumormill::update::round_update;
 
 use super::{Report, mean};
-use crate::lie::{Crowd, Lie};
-use crate::sim::scenario::FaultKind;
 
 /// What is measured.
 #[derive(Args, Clone, Debug)]
@@ -217,6 +217,7 @@ fn train(
             magnitudes.clear();
         }
         let round = Round(number);
+        let moment = Moment { round: number, rounds: manifest.rounds_total() };
         let deal = Deal::new(&manifest, &run, round, NODES, &active);
         let slots = directions(&manifest, NODES) as usize;
         let mut at_slot: Vec<Vec<usize>> = vec![Vec::new(); slots];
@@ -242,7 +243,7 @@ fn train(
                                 of.map(|node| bench.probe(node, round, slot, false)).collect();
                             Crowd::new(all.iter().copied(), honest, FAULTY)
                         });
-                        let told = lie.tell(own, &crowd, &mut rng);
+                        let told = lie.tell(own, &crowd, moment, &mut rng);
                         // The largest byte there is.
                         if lie.kind == FaultKind::LargestOpposing { told * 1e6 } else { told }
                     }

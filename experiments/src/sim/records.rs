@@ -4,18 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use rumormill::data::shard::Shards;
+use rumormill::fault::FaultKind;
+use rumormill::fault::wire::Saboteur;
 use rumormill::id::Height;
 use rumormill::keys::Keys;
 use rumormill::manifest::{DataMode, Founders, Manifest};
 use rumormill::objective::{Scratch, Split};
 use rumormill::params::State;
 use rumormill::protocol::{Config, EdgeRate, Event, Protocol};
+use rumormill::sample::KeyedRng;
 use rumormill::selection::Rule;
 use rumormill::time::Time;
 use rumormill_topology::Topology;
 
 use super::plan::{LEAVING_S, Plan};
-use super::scenario::{ChurnAction, FaultKind, Latency, Link};
+use super::scenario::{ChurnAction, Latency, Link};
 use super::trace::{Gathering, Sample};
 use super::{Outcome, Standing, Usage, Verdict};
 use crate::simulation::{Action, LinkModel, Simulation};
@@ -131,9 +134,18 @@ fn network(plan: &Plan, seed: u64) -> Result<Simulation<ModelTrainer>, Usage> {
     let pupils = keys.iter().zip(rows).zip(&plan.lies);
     let pupils = pupils.map(|((keys, rows), &lie)| Pupil { id: keys.id(), rows, lie }).collect();
     let trainer = ModelTrainer::new(&manifest, subject, pupils, scenario.run.auditors, seed);
+    let breaks = |node: usize| plan.lies[node].map(|lie| lie.kind).filter(|kind| !kind.is_value());
+    let saboteur = |node: usize| {
+        let rng = KeyedRng::from_seed("rumormill v1 simulated saboteur", seed, node as u64);
+        Some(Saboteur::new(breaks(node)?, manifest.clone(), keys[node].clone(), rng))
+    };
+    let saboteurs: Vec<Option<Saboteur>> = (0..plan.nodes).map(saboteur).collect();
     let edges = topology.edges().iter().map(|edge| (edge.a, edge.b)).collect();
     let link = link_model(&scenario.link);
     let mut network = Simulation::new(manifest, keys, configs, edges, link, seed, trainer);
+    for (node, saboteur) in network.nodes.iter_mut().zip(saboteurs) {
+        node.saboteur = saboteur;
+    }
     for (node, speed) in network.nodes.iter_mut().zip(plan.speeds(seed)) {
         node.probe_time = Time::from_secs_f64(scenario.compute.probe_ms / 1000.0 / speed);
     }
