@@ -267,8 +267,11 @@ impl Protocol {
             held += values * (origins - dropped);
         }
         let target = (self.manifest.probes_per_round as usize).min(params.walk_len);
-        let wanted = params.active.len().saturating_sub(params.faulty).max(1);
-        held >= target * wanted
+        let (active, faulty) = (params.active.len(), params.faulty);
+        let wanted = target * active.saturating_sub(faulty).max(1);
+        // As many may be silent as are left out: what the others can make at most is enough.
+        let possible = params.walk_len * active.saturating_sub(2 * faulty).max(1);
+        held >= wanted.min(possible)
     }
 
     /// Counts on: an origin's part of the tallied round grew from `before` to `after` values.
