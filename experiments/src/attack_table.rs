@@ -145,7 +145,7 @@ impl AttackTable {
 
     fn fault_free(&self, cell: &Cell<'_>) -> Result<f64> {
         let outcomes = simulate(&self.plan(cell, true)?, &[cell.seed])?;
-        Ok(outcomes[0].accuracy())
+        Ok(outcomes[0].worst_accuracy())
     }
 
     fn run_cell(&self, cell: &Cell<'_>, fault_free: f64) -> Result<Row> {
@@ -161,7 +161,7 @@ impl AttackTable {
             rule: cell.rule,
             fraction: cell.fraction,
             seed: cell.seed,
-            accuracy: outcome.accuracy(),
+            accuracy: outcome.worst_accuracy(),
             fault_free_accuracy: fault_free,
             identical: matches!(outcome.verdict, Verdict::Agreed),
             excluded: excluded(true).filter(|of| of.excluded_from.is_some()).count(),

@@ -147,7 +147,7 @@ pub struct Standing {
 
 impl Outcome {
     /// Of the worst honest node that is up, at the end, in [0, 1].
-    pub fn accuracy(&self) -> f64 {
+    pub fn worst_accuracy(&self) -> f64 {
         self.last().accuracy_min
     }
 
