@@ -130,11 +130,11 @@ fn an_exchange_is_its_fields_in_order() {
 
 #[test]
 fn hello_carries_the_manifest_and_its_hash_is_the_run() {
-    let encoded = "010972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f00";
+    let encoded = "010972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f0000";
     assert_eq!(hex(&codec::encode(&manifest())), encoded);
     assert_eq!(
         manifest().run_id().to_string(),
-        "c378ba5fa84a8171007e77145d1949015b9102bef8dd1467f5a8f94d62ec14cc"
+        "5098dbbb196177618d29ee7a13fdcdf3382e82ef55279469248ec3112b4a12aa"
     );
     let hello = Frame::Hello { manifest: Box::new(manifest()), answer: true };
     assert_eq!(hex(&hello.encode()), format!("00{encoded}01"));

@@ -13,11 +13,12 @@ use crate::support::{
     write_idx_folder,
 };
 
-/// Everything in a folder, with its content.
+/// Every file in a folder, with its content; sockets have none.
 fn content(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let files = entries.flat_map(|path| match path.is_dir() {
         true => content(&path).into_iter().collect(),
+        false if !path.is_file() => Vec::new(),
         false => vec![(path.display().to_string(), fs::read(&path).unwrap())],
     });
     files.collect()
