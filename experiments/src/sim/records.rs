@@ -181,11 +181,43 @@ pub fn check(plan: &Plan, seed: u64) -> Result<(), Usage> {
     network(plan, seed).map(drop)
 }
 
+/// The models of the honest nodes that are up, at the time of a sample.
+pub struct Models<'a> {
+    plan: &'a Plan,
+    network: &'a Simulation<ModelTrainer>,
+}
+
+impl Models<'_> {
+    /// The parameters of each node.
+    pub fn parameters(&self) -> Vec<Vec<f32>> {
+        up(self.plan, self.network)
+            .map(|node| {
+                let state = self.network.trainer.state(node);
+                let mut params = vec![0.0; state.layout().dim()];
+                state.write_view(&mut params);
+                params
+            })
+            .collect()
+    }
+}
+
 /// Runs a seed; every sample is shown to `watch`.
 ///
 /// # Errors
 /// As [`check`].
 pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Outcome> {
+    follow(plan, seed, &mut |sample, _| watch(sample))
+}
+
+/// As [`run`], for who wants to see the models, too.
+///
+/// # Errors
+/// As [`check`].
+pub fn follow(
+    plan: &Plan,
+    seed: u64,
+    watch: &mut dyn FnMut(&Sample, &Models<'_>),
+) -> Result<Outcome> {
     let mut network = network(plan, seed)?;
     let mut evaluator = Evaluator::default();
     let span = plan.scenario.sample_s.unwrap_or(1.0);
@@ -199,7 +231,7 @@ pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Out
         // A run that is over is sampled at its last event.
         let at = if done { network.now.as_secs_f64() } else { at };
         let sample = sample(plan, &network, at, &mut evaluator);
-        watch(&sample);
+        watch(&sample, &Models { plan, network: &network });
         let moved = samples.last().is_none_or(|last| {
             (last.work, last.rounds, last.up) != (sample.work, sample.rounds, sample.up)
         });
