@@ -194,7 +194,8 @@ impl Score {
 
 /// The score of `origin` from the newest heights that together have `2·faulty + 1` auditors and
 /// [`SAMPLES_MIN`] repetitions; `None` when there are not so many. `heights` are the samples of
-/// heights from the newest to the oldest; auditors that do not `count` are left out.
+/// heights from the newest to the oldest, in each those of an origin together, by origin; auditors that
+/// do not `count` are left out.
 pub fn score<'a>(
     origin: Origin,
     heights: impl Iterator<Item = &'a [Sample]>,
@@ -204,8 +205,10 @@ pub fn score<'a>(
     let mut by_auditor: Vec<Sample> = Vec::new();
     let mut samples = 0;
     for height in heights {
-        let of_origin = height.iter().filter(|sample| sample.origin == origin && sample.count > 0);
-        for sample in of_origin.filter(|sample| counts(sample.auditor)) {
+        let from = height.partition_point(|sample| sample.origin < origin);
+        let of_origin = height[from..].iter().take_while(|sample| sample.origin == origin);
+        let heard = |sample: &&Sample| sample.count > 0 && counts(sample.auditor);
+        for sample in of_origin.filter(heard) {
             samples += sample.count;
             match by_auditor.iter_mut().find(|known| known.auditor == sample.auditor) {
                 Some(known) => known.join(sample),

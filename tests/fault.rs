@@ -36,9 +36,11 @@ fn a_liar_is_named_with_what_it_did_and_how_often_it_was_selected() {
     assert_eq!(result["honest_excluded_fraction"], 0.0);
     assert_eq!(result["baseline_accuracy"], Value::Null);
     let line = &result["faulty"][0];
-    for share in ["selected_fraction", "trust"] {
-        assert!(line[share].as_f64().is_some_and(|share| (0.0..1.2).contains(&share)), "{line}");
-    }
+    let between = |key: &str, low, high| {
+        assert!(line[key].as_f64().is_some_and(|at| (low..high).contains(&at)), "{line}");
+    };
+    between("selected_fraction", 0.0, 1.2);
+    between("trust", -1.0, 1.0);
     assert_eq!(result["per_node"][3]["faulty"], true);
     assert_eq!(result["per_node"][0]["faulty"], false);
 }

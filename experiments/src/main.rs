@@ -35,6 +35,9 @@ enum Command {
         /// How many seeds.
         #[arg(long, default_value_t = 100)]
         seeds: u64,
+        /// With audits and a node that lies.
+        #[arg(long)]
+        audits: bool,
     },
     /// How fast a record spreads with uniform and with optimal edge rates; prints CSV.
     Spread {
@@ -86,10 +89,14 @@ fn run(command: Command) -> Result<bool> {
             println!("{}", serde_json::to_string(&tally)?);
             Ok(tally.mismatches == 0)
         }
-        Command::Soak { from, seeds } => {
+        Command::Soak { from, seeds, audits } => {
             let mut failed = 0;
             for seed in from..from.saturating_add(seeds) {
-                if let Err(problem) = soak::scenario(seed) {
+                let ended = match audits {
+                    true => soak::audited(seed).map(|_| ()),
+                    false => soak::scenario(seed),
+                };
+                if let Err(problem) = ended {
                     failed += 1;
                     println!("seed {seed}: {problem}");
                 }

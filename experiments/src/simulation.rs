@@ -510,12 +510,14 @@ impl<T: Trainer> Simulation<T> {
 pub struct Bookkeeper {
     /// By node: the sum of coefficients of every direction.
     pub models: Vec<BTreeMap<(Round, Slot), i64>>,
+    /// A node that tells the opposite of what it measures.
+    pub liar: Option<(usize, NodeId)>,
 }
 
 impl Bookkeeper {
     /// For `nodes` nodes.
     pub fn new(nodes: usize) -> Bookkeeper {
-        Bookkeeper { models: vec![BTreeMap::new(); nodes] }
+        Bookkeeper { models: vec![BTreeMap::new(); nodes], liar: None }
     }
 }
 
@@ -532,13 +534,14 @@ impl Trainer for Bookkeeper {
         }
     }
 
-    fn losses(&mut self, _node: usize, probe: Probe) -> (f32, f32) {
+    fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         let mut rng = KeyedRng::from_seed(
             "rumormill v1 bookkeeper",
             probe.round.0 << 32 | u64::from(probe.slot.0),
             u64::from_le_bytes(std::array::from_fn(|at| probe.of.0[at])),
         );
-        (1.0 + 0.01 * rng.symmetric(1.0), 1.0)
+        let plus = 1.0 + 0.01 * rng.symmetric(1.0);
+        if self.liar == Some((node, probe.of)) { (1.0, plus) } else { (plus, 1.0) }
     }
 
     fn reset(&mut self, node: usize) {

@@ -40,6 +40,19 @@ pub const FAULTS: [FaultKind; 14] = [
 /// # Errors
 /// What is not as it should be in the end.
 pub fn scenario(seed: u64) -> Result<(), String> {
+    troubled(seed, 0).map(|_| ())
+}
+
+/// The same with public data and audits, while the last node tells the opposite of what it measures.
+/// Whether it was found out: in short runs it may not be.
+///
+/// # Errors
+/// What is not as it should be in the end; an honest node that was convicted, too.
+pub fn audited(seed: u64) -> Result<bool, String> {
+    troubled(seed, 500)
+}
+
+fn troubled(seed: u64, audit_permille: u16) -> Result<bool, String> {
     let mut rng = KeyedRng::from_seed("rumormill v1 soak", seed, 0);
     let n = 4 + rng.index(9) as usize;
     let link = LinkModel {
@@ -50,9 +63,16 @@ pub fn scenario(seed: u64) -> Result<(), String> {
         reorder: 0.3 * rng.unit_f64(),
         ..LinkModel::default()
     };
-    let manifest = some_manifest(n, &mut rng);
+    let mut manifest = some_manifest(n, &mut rng);
+    if audit_permille > 0 {
+        manifest.audit_permille = audit_permille;
+        manifest.data_mode = DataMode::Public;
+        manifest.rounds = u64::from(manifest.rounds_per_height) * 12;
+    }
     let edges = some_graph(n, &mut rng);
     let mut network = network(n, manifest, edges, link, seed, &mut rng);
+    let liar = (n - 1, Keys::simulated(n as u64 - 1).id());
+    network.trainer.liar = (audit_permille > 0).then_some(liar);
     let mut late = BTreeSet::new();
     for _ in 0..rng.index(3) {
         late.insert(rng.index(n as u32) as usize);
@@ -82,7 +102,13 @@ pub fn scenario(seed: u64) -> Result<(), String> {
         }
     }
     network.run(Time::from_millis(4 * 3_600_000));
-    verdict(&network, 0, seed)
+    verdict(&network, 0, seed)?;
+    let witness = network.nodes.iter().find_map(|node| node.protocol.as_ref());
+    let convicted = witness.map(|protocol| protocol.convicted().clone()).unwrap_or_default();
+    match convicted.keys().find(|origin| origin.index() != liar.0) {
+        Some(origin) => Err(format!("seed {seed}: honest node {} was convicted", origin.0)),
+        None => Ok(!convicted.is_empty()),
+    }
 }
 
 /// The tolerated number of faulty nodes, all with the same fault, beside honest ones whose own
@@ -239,6 +265,14 @@ mod tests {
         let failed: Vec<String> =
             soak_seeds(4).filter_map(|seed| byzantine(fault, seed).err()).collect();
         assert_eq!(failed, Vec::<String>::new(), "{fault}");
+    }
+
+    #[test]
+    fn audits_in_mixed_troubles_convict_liars_alike_and_nobody_else() {
+        let ended: Vec<Result<bool, String>> = soak_seeds(15).map(audited).collect();
+        let failed: Vec<&String> = ended.iter().filter_map(|end| end.as_ref().err()).collect();
+        assert_eq!(failed, Vec::<&String>::new());
+        assert!(ended.iter().any(|end| *end == Ok(true)), "no liar was ever found out");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rumormill::data::shard::Shards;
 use rumormill::fault::value::{Liar, Lie};
 use rumormill::fault::wire::Saboteur;
 use rumormill::fault::{Fault, FaultKind};
-use rumormill::id::{NodeId, Origin};
+use rumormill::id::{NodeId, Origin, Round};
 use rumormill::keys::Keys;
 use rumormill::manifest::{Manifest, ManifestError};
 use rumormill::message::{Request, Response};
@@ -164,6 +164,8 @@ pub struct Outcome {
     pub missing: String,
     /// Mean weight of every origin in the rounds closed here, by roster position.
     pub weights: Vec<f64>,
+    /// Mean trust of every origin in these rounds, in [−1, 1]; empty where the rule compares nobody.
+    pub trust: Vec<f64>,
     /// Origins whose records counted for nothing in the end.
     pub excluded: Vec<Origin>,
     /// The fault that was injected.
@@ -250,8 +252,9 @@ pub struct Daemon {
     siege: Option<Siege>,
     /// When a slow reader read last.
     read_at: Instant,
-    /// Sum of the origins' weights over the rounds closed here, and how many these were.
+    /// Sums of the origins' weights and trust over the rounds closed here, and how many these were.
     weights: Vec<f64>,
+    trust: Vec<f64>,
     weighed: u64,
 }
 
@@ -319,6 +322,7 @@ impl Daemon {
             siege: None,
             read_at: Instant::now(),
             weights: Vec::new(),
+            trust: Vec::new(),
             weighed: 0,
         };
         daemon.seek();
@@ -457,7 +461,8 @@ impl Daemon {
         let edges = edges.filter_map(|(node, fired, done)| Some((peer_of(node)?, fired, done)));
         let edges = edges.collect();
         let rounds = self.weighed.max(1) as f64;
-        let weights = self.weights.iter().map(|sum| sum / rounds).collect();
+        let mean = |sums: &[f64]| sums.iter().map(|sum| sum / rounds).collect();
+        let (weights, trust) = (mean(&self.weights), mean(&self.trust));
         let (_, counters) = self.network.close(CLOSE_WAIT).await;
         Ok(Outcome {
             ending,
@@ -474,6 +479,7 @@ impl Daemon {
             edges,
             missing,
             weights,
+            trust,
             excluded: self.protocol.excluded().keys().copied().collect(),
             fault: self.fault,
         })
@@ -616,7 +622,7 @@ impl Daemon {
                 if *impatient {
                     info!(round = round.0, "closed without waiting longer for records of others");
                 }
-                self.weigh();
+                self.weigh(*round);
             }
             Event::Certified { height, records, digest } => {
                 debug!(height = height.0, records, %digest, "certified");
@@ -669,13 +675,17 @@ impl Daemon {
         Ok(())
     }
 
-    /// Adds the weights of the round closed last to the sums.
-    fn weigh(&mut self) {
-        let weights = self.protocol.weights();
-        if self.weights.len() < weights.len() {
-            self.weights.resize(weights.len(), 0.0);
+    /// Adds the weights and the trust of a round that was closed to the sums.
+    fn weigh(&mut self, round: Round) {
+        let Some(update) = self.protocol.update_of(round) else { return };
+        for (sums, values) in
+            [(&mut self.weights, &update.weights), (&mut self.trust, &update.trust)]
+        {
+            if sums.len() < values.len() {
+                sums.resize(values.len(), 0.0);
+            }
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
         }
-        self.weights.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += weight);
         self.weighed += 1;
     }
 

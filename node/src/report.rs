@@ -57,6 +57,9 @@ pub struct NodeLine {
     /// Mean weight of every node in the rounds that this one closed, by roster position.
     #[serde(skip)]
     pub weights: Vec<f64>,
+    /// Mean trust of every node in the same rounds; empty where the rule compares nobody.
+    #[serde(skip)]
+    pub trust: Vec<f64>,
     /// Roster positions of those whose records counted for nothing in the end.
     #[serde(skip)]
     pub excluded: Vec<usize>,
@@ -139,8 +142,9 @@ pub struct FaultyLine {
     pub factor: Option<f64>,
     /// Mean weight of its records in closed rounds, beside that of the honest nodes' records.
     pub selected_fraction: f64,
-    /// How far the honest nodes trust it: 1 is as an honest one.
-    pub trust: f64,
+    /// How far its values agree with the others' (`src/selection/trust.rs`), as the honest nodes see it:
+    /// a correlation, mean over rounds; null where the rule compares nobody.
+    pub trust: Option<f64>,
 }
 
 /// The result of a run, as `local --json` prints it.
@@ -212,18 +216,22 @@ fn edge_lines(nodes: &[NodeLine]) -> Vec<EdgeLine> {
 
 /// What the honest nodes made of the faulty ones. The roster is in the order of the nodes.
 fn faulty_lines(nodes: &[NodeLine]) -> Vec<FaultyLine> {
+    let honest: Vec<&NodeLine> = nodes.iter().filter(|node| !node.faulty).collect();
+    let count = honest.len().max(1) as f64;
     let weight = |index: usize| {
-        let honest = nodes.iter().filter(|node| !node.faulty);
-        honest.map(|node| node.weights.get(index).copied().unwrap_or(0.0)).sum::<f64>()
+        honest.iter().filter_map(|node| node.weights.get(index)).sum::<f64>() / count
     };
-    let honest: Vec<f64> =
-        nodes.iter().filter(|node| !node.faulty).map(|node| weight(node.index)).collect();
-    let usual = honest.iter().sum::<f64>() / honest.len().max(1) as f64;
+    let trust = |index: usize| {
+        let seen: Vec<f64> =
+            honest.iter().filter_map(|node| node.trust.get(index)).copied().collect();
+        (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64)
+    };
+    let usual = honest.iter().map(|node| weight(node.index)).sum::<f64>() / count;
     let line = |node: &NodeLine| {
         let Fault { kind, factor } = node.fault?;
         let share = if usual > 0.0 { weight(node.index) / usual } else { 0.0 };
-        // Weights are all that the rules say of an origin; trust is how much it is weighed.
-        Some(FaultyLine { index: node.index, kind, factor, selected_fraction: share, trust: share })
+        let (index, trust) = (node.index, trust(node.index));
+        Some(FaultyLine { index, kind, factor, selected_fraction: share, trust })
     };
     nodes.iter().filter_map(line).collect()
 }
@@ -254,6 +262,7 @@ impl NodeLine {
             faulty: outcome.fault.is_some(),
             fault: outcome.fault,
             weights: outcome.weights.clone(),
+            trust: outcome.trust.clone(),
             excluded: outcome.excluded.iter().map(|origin| origin.index()).collect(),
             accuracy: outcome.report.test.accuracy,
             loss: outcome.report.test.loss,
@@ -457,10 +466,10 @@ impl Summary {
         for line in &self.faulty {
             let fault = Fault { kind: line.kind, factor: line.factor }.to_string();
             text += &format!(
-                "{:>4}  {fault:<20} {:>7.0}% {:>6.2}\n",
+                "{:>4}  {fault:<20} {:>7.0}% {:>6}\n",
                 line.index,
                 100.0 * line.selected_fraction,
-                line.trust
+                line.trust.map_or("-".into(), |trust| format!("{trust:.2}"))
             );
         }
         text += &format!("accuracy of the honest nodes {:.2} %", 100.0 * self.accuracy.mean);

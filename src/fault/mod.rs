@@ -80,75 +80,50 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    /// All kinds, values before protocol.
-    pub const ALL: [FaultKind; 29] = {
+    /// All kinds with their names in files and on the command line, values before protocol.
+    const NAMES: [(FaultKind, &str); 29] = {
         use FaultKind::*;
         [
-            SignFlip,
-            ScaledSignFlip,
-            Zero,
-            Random,
-            LargestOpposing,
-            Foe,
-            Alie,
-            LabelFlip,
-            Mimic,
-            Stale,
-            Drift,
-            Sleeper,
-            Equivocation,
-            Silent,
-            Withhold,
-            Replay,
-            Forge,
-            WrongRun,
-            FarRound,
-            Overlong,
-            Malformed,
-            Oversize,
-            SlowReader,
-            ConnectionFlood,
-            LateReveal,
-            FalseAck,
-            FalseHistory,
-            RestoredBackup,
-            Sybil,
+            (SignFlip, "sign-flip"),
+            (ScaledSignFlip, "scaled-sign-flip"),
+            (Zero, "zero"),
+            (Random, "random"),
+            (LargestOpposing, "largest-opposing"),
+            (Foe, "foe"),
+            (Alie, "alie"),
+            (LabelFlip, "label-flip"),
+            (Mimic, "mimic"),
+            (Stale, "stale"),
+            (Drift, "drift"),
+            (Sleeper, "sleeper"),
+            (Equivocation, "equivocation"),
+            (Silent, "silent"),
+            (Withhold, "withhold"),
+            (Replay, "replay"),
+            (Forge, "forge"),
+            (WrongRun, "wrong-run"),
+            (FarRound, "far-round"),
+            (Overlong, "overlong"),
+            (Malformed, "malformed"),
+            (Oversize, "oversize"),
+            (SlowReader, "slow-reader"),
+            (ConnectionFlood, "connection-flood"),
+            (LateReveal, "late-reveal"),
+            (FalseAck, "false-ack"),
+            (FalseHistory, "false-history"),
+            (RestoredBackup, "restored-backup"),
+            (Sybil, "sybil"),
         ]
     };
 
+    /// All kinds, values before protocol.
+    pub fn all() -> impl Iterator<Item = FaultKind> {
+        FaultKind::NAMES.into_iter().map(|(kind, _)| kind)
+    }
+
     /// The name in files and on the command line.
     pub fn name(self) -> &'static str {
-        match self {
-            FaultKind::SignFlip => "sign-flip",
-            FaultKind::ScaledSignFlip => "scaled-sign-flip",
-            FaultKind::Zero => "zero",
-            FaultKind::Random => "random",
-            FaultKind::LargestOpposing => "largest-opposing",
-            FaultKind::Foe => "foe",
-            FaultKind::Alie => "alie",
-            FaultKind::LabelFlip => "label-flip",
-            FaultKind::Mimic => "mimic",
-            FaultKind::Stale => "stale",
-            FaultKind::Drift => "drift",
-            FaultKind::Sleeper => "sleeper",
-            FaultKind::Equivocation => "equivocation",
-            FaultKind::Silent => "silent",
-            FaultKind::Withhold => "withhold",
-            FaultKind::Replay => "replay",
-            FaultKind::Forge => "forge",
-            FaultKind::WrongRun => "wrong-run",
-            FaultKind::FarRound => "far-round",
-            FaultKind::Overlong => "overlong",
-            FaultKind::Malformed => "malformed",
-            FaultKind::Oversize => "oversize",
-            FaultKind::SlowReader => "slow-reader",
-            FaultKind::ConnectionFlood => "connection-flood",
-            FaultKind::LateReveal => "late-reveal",
-            FaultKind::FalseAck => "false-ack",
-            FaultKind::FalseHistory => "false-history",
-            FaultKind::RestoredBackup => "restored-backup",
-            FaultKind::Sybil => "sybil",
-        }
+        FaultKind::NAMES[self as usize].1
     }
 
     /// Whether it lies about values and keeps to the protocol.
@@ -184,14 +159,14 @@ pub struct UnknownFault {
 }
 
 fn known() -> String {
-    FaultKind::ALL.map(FaultKind::name).join(", ")
+    FaultKind::NAMES.map(|(_, name)| name).join(", ")
 }
 
 impl FromStr for FaultKind {
     type Err = UnknownFault;
     fn from_str(name: &str) -> Result<FaultKind, UnknownFault> {
         let unknown = || UnknownFault { name: name.chars().take(64).collect() };
-        FaultKind::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(unknown)
+        FaultKind::all().find(|kind| kind.name() == name).ok_or_else(unknown)
     }
 }
 
@@ -204,13 +179,28 @@ impl TryFrom<String> for FaultKind {
 
 /// What one node is told to do.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "Written")]
 pub struct Fault {
     /// The behaviour.
     pub kind: FaultKind,
     /// How strongly; see [`value::Lie::new`]. `None` is the usual.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub factor: Option<f64>,
+}
+
+/// A fault as it is read, before its strength is checked.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    kind: FaultKind,
+    factor: Option<f64>,
+}
+
+impl TryFrom<Written> for Fault {
+    type Error = FaultError;
+    fn try_from(Written { kind, factor }: Written) -> Result<Fault, FaultError> {
+        Fault::new(kind, factor)
+    }
 }
 
 /// The strongest lie: beyond it every byte is the largest there is.
@@ -277,12 +267,12 @@ mod tests {
 
     #[test]
     fn every_kind_is_listed_once_and_reads_back() {
-        for (at, kind) in FaultKind::ALL.into_iter().enumerate() {
+        for (at, kind) in FaultKind::all().enumerate() {
             assert_eq!(kind as usize, at);
             assert_eq!(kind.to_string().parse(), Ok(kind));
         }
-        assert_eq!(FaultKind::Sybil as usize + 1, FaultKind::ALL.len());
-        assert_eq!(FaultKind::ALL.iter().filter(|kind| kind.is_value()).count(), 12);
+        assert_eq!(FaultKind::Sybil as usize + 1, FaultKind::NAMES.len());
+        assert_eq!(FaultKind::all().filter(|kind| kind.is_value()).count(), 12);
     }
 
     #[test]
@@ -298,6 +288,11 @@ mod tests {
         let fault = Fault { kind: FaultKind::Alie, factor: Some(0.5) };
         assert_eq!("alie:0.5".parse(), Ok(fault));
         assert_eq!(fault.to_string(), "alie:0.5");
+        for wrong in ["-1.0", "1e13"] {
+            let text = format!("{{\"kind\": \"alie\", \"factor\": {wrong}}}");
+            let error = serde_json::from_str::<Fault>(&text).unwrap_err().to_string();
+            assert!(error.contains("from 0 to 1e12"), "{error}");
+        }
         for wrong in ["alie:", "alie:x", "alie:-1", "alie:nan", "alie:1e13"] {
             assert!(matches!(wrong.parse::<Fault>(), Err(FaultError::Factor { .. })), "{wrong}");
         }

@@ -425,7 +425,7 @@ mod tests {
 
     #[test]
     fn values_and_sockets_change_no_frame() {
-        for kind in FaultKind::ALL {
+        for kind in FaultKind::all() {
             if kind.is_value() || kind.needs_sockets() {
                 assert_eq!(told(&mut saboteur(kind), 1), exchange(), "{kind}");
             }

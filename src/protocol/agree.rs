@@ -409,7 +409,8 @@ impl Protocol {
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let height = certified.height;
-        let recent = height + DEEP >= self.certified && self.heights.contains_key(&height);
+        let oldest = self.certified.saturating_sub(DEEP);
+        let recent = height >= oldest && self.heights.contains_key(&height);
         if !self.is_started() || height > self.certified || !recent {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Repeating others' probes, and excluding those whose bytes do not fit: see [`crate::audit`].
 
 use super::{Event, Output, Probe, Protocol};
-use crate::audit::{self, SEED_LEN, Sample, Score, Target, WINDOW, section_len_max};
+use crate::audit::{self, SEED_LEN, Sample, Score, Target, WINDOW};
 use crate::height::SetDigest;
 use crate::id::{Height, NodeId, Origin, Round};
 use crate::keys::Signature;
@@ -163,6 +163,8 @@ impl Protocol {
                 samples[at].add(audited.bytes[target.index], byte);
             }
         }
+        // Each origin's together, for [`audit::score`].
+        samples.sort_by_key(|sample| sample.origin);
         samples
     }
 
@@ -203,9 +205,4 @@ impl Protocol {
         }
         self.reconsider();
     }
-}
-
-/// The most bytes of an audit section, as segments are limited by it.
-pub(super) fn limit(manifest: &crate::manifest::Manifest) -> usize {
-    section_len_max(manifest)
 }

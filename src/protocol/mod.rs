@@ -27,7 +27,7 @@ pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
 pub use input::Input;
 pub use output::{Change, Entry, Event, Offence, Output, Probe};
 
-use crate::audit::Sample;
+use crate::audit::{Sample, section_len_max};
 use crate::clock::PoissonClock;
 use crate::height::{ChainDigest, Control, ControlKey, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, RunId};
@@ -450,7 +450,7 @@ impl Protocol {
         let limits = SegmentLimits {
             rounds: self.manifest.rounds_per_height as usize,
             bytes_per_round: 2 * self.manifest.probes_per_round as usize,
-            audits: audits::limit(&self.manifest),
+            audits: section_len_max(&self.manifest),
         };
         let walk_len = walk_len_max(&self.manifest, slots) as usize;
         let faulty = self.manifest.faulty_of(roster_len);
@@ -586,9 +586,10 @@ impl Protocol {
         self.stats
     }
 
-    /// Weights of the origins in the last closed round, by roster position.
-    pub fn weights(&self) -> &[f64] {
-        self.applied.last_key_value().map_or(&[], |(_, update)| &update.weights)
+    /// What a closed round paid out, with weights and trust of its origins; `None` where it is not
+    /// closed or long certified.
+    pub fn update_of(&self, round: Round) -> Option<&RoundUpdate> {
+        self.applied.get(&round.0).map(Arc::as_ref)
     }
 
     /// Origins whose records count for nothing, with the height from which on: they contradicted

@@ -298,6 +298,18 @@ mod tests {
     }
 
     #[test]
+    fn every_rule_bears_a_round_in_which_all_abstained() {
+        let round = round(&[&[f64::NAN; 7], &[f64::NAN; 7]]);
+        for rule in RULES {
+            let selection = rule.selection();
+            let choice = selection.choose(&momenta(&[&round], 7), 2);
+            assert_eq!(choice.weights, [0.0; 7], "{rule}");
+            let limits = Limits { faulty: 2, clip: selection.clip().unwrap_or(f64::INFINITY) };
+            assert_eq!(selection.combine(&[], &choice.weights, limits), None, "{rule}");
+        }
+    }
+
+    #[test]
     fn every_rule_but_the_mean_bounds_what_two_huge_liars_move() {
         let mut values = gradient(9, 0.5, 1);
         let honest: Vec<f64> = values.iter().map(|slot| slot.iter().sum::<f64>() / 9.0).collect();

@@ -60,7 +60,8 @@ pub(super) fn trusted(window: &Window, faulty: usize) -> Vec<usize> {
     let mut ranked: Vec<(f64, usize)> =
         held.iter().map(|&origin| (trust[origin], origin)).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-    let middle = ranked[ranked.len() / 2].0;
+    // Where all abstained there is nobody to trust.
+    let Some(&(middle, _)) = ranked.get(ranked.len() / 2) else { return held };
     let mut deviations: Vec<f64> = ranked.iter().map(|(trust, _)| (trust - middle).abs()).collect();
     deviations.sort_by(f64::total_cmp);
     let spread = 1.4826 * deviations[deviations.len() / 2];

@@ -134,7 +134,7 @@ fn a_diverging_run_is_called_so_and_its_cells_are_numbers_or_empty() {
 
 #[test]
 fn every_lie_leaves_honest_nodes_agreed() {
-    let values = FaultKind::ALL.into_iter().filter(|kind| kind.is_value());
+    let values = FaultKind::all().filter(|kind| kind.is_value());
     for kind in values.chain([FaultKind::Silent]) {
         let fault = format!("[[fault]]\ncount = 1\nkind = \"{kind}\"\n");
         let records = format!("nodes = 4\n{}selection = \"nnm\"\n{fault}", SHORT);

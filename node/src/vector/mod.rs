@@ -241,6 +241,7 @@ fn summarize(args: &LocalArgs, plan: &Plan, outcomes: &[Outcome], seconds: f64) 
             faulty: false,
             fault: None,
             weights: Vec::new(),
+            trust: Vec::new(),
             excluded: Vec::new(),
             accuracy: test.accuracy,
             loss: test.loss,
