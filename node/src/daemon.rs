@@ -729,10 +729,6 @@ impl Daemon {
                     .into(),
             );
         }
-        // What came over the interface was not made by the constructor.
-        if let Some(Err(error)) = fault.map(|fault| Fault::new(fault.kind, fault.factor)) {
-            return refused(error.to_string());
-        }
         let before = std::mem::replace(&mut self.fault, fault);
         match self.misbehave() {
             Ok(()) => Answer::Done,

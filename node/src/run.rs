@@ -81,7 +81,7 @@ pub struct RunArgs {
     pub window: u32,
     /// Probes of others that a node repeats for every thousand of its own, so that lies are found out;
     /// needs public data (default: 50 in a run made by init with four members or more, otherwise 0)
-    #[arg(long, value_name = "PERMILLE")]
+    #[arg(long, value_name = "PERMILLE", value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub audits: Option<u16>,
     /// Faulty members to tolerate (default: the most that R ≥ 3f + 1 allows)
     #[arg(long, value_name = "F")]
