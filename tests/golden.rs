@@ -134,7 +134,7 @@ fn hello_carries_the_manifest_and_its_hash_is_the_run() {
     assert_eq!(hex(&codec::encode(&manifest())), encoded);
     assert_eq!(
         manifest().run_id().to_string(),
-        "5098dbbb196177618d29ee7a13fdcdf3382e82ef55279469248ec3112b4a12aa"
+        "040ea242746a857b3047b8b00482eabe543f0c6fd018239540854cd57c5a29d8"
     );
     let hello = Frame::Hello { manifest: Box::new(manifest()), answer: true };
     assert_eq!(hex(&hello.encode()), format!("00{encoded}01"));
