@@ -10,8 +10,8 @@
 //!
 //! An origin's *score* is a correlation over the last heights that have enough of it: of the auditors'
 //! own correlations the `f` highest and `f` lowest are left out, so that `f` auditors that lie, or copy
-//! what they should repeat, cannot move the rest beyond what honest ones found. Below [`THRESHOLD`] the
-//! origin is excluded. Everything is a function of certified records: the verdict is the same
+//! what they should repeat, cannot move the rest beyond what honest ones found. A score below
+//! [`THRESHOLD`], whichever height is left out, excludes the origin. Everything is a function of certified records: the verdict is the same
 //! everywhere.
 
 use crate::height::SetDigest;
@@ -31,7 +31,7 @@ pub const WINDOW: u64 = 16;
 const PER_ORIGIN: usize = 2;
 
 /// Repetitions that a verdict needs, before any are left out.
-pub const SAMPLES_MIN: u32 = 24;
+pub const SAMPLES_MIN: u32 = 18;
 
 /// Scores below it exclude. Measured: honest origins score above 0.8, liars below 0.4
 /// (`ARCHITECTURE.md`, "Audits").
@@ -193,39 +193,65 @@ impl Score {
 }
 
 /// The score of `origin` from the newest heights that together have `2·faulty + 1` auditors and
-/// [`SAMPLES_MIN`] repetitions; `None` when there are not so many. `heights` are the samples of
-/// heights from the newest to the oldest, in each those of an origin together, by origin; auditors that
-/// do not `count` are left out.
+/// [`SAMPLES_MIN`] repetitions without any one of them: the best of the scores that leave out one
+/// height. A larger certificate may deal the slots of a height anew after honest nodes have measured
+/// them, so that their bytes there fit nothing. `None` when there is not so much. `heights` are the
+/// samples of heights from the newest to the oldest, in each those of an origin together, by origin;
+/// auditors that do not `count` are left out.
 pub fn score<'a>(
     origin: Origin,
     heights: impl Iterator<Item = &'a [Sample]>,
     faulty: usize,
     counts: impl Fn(Origin) -> bool,
 ) -> Option<Score> {
-    let mut by_auditor: Vec<Sample> = Vec::new();
-    let mut samples = 0;
+    let mut seen: Vec<Vec<&Sample>> = Vec::new();
     for height in heights {
         let from = height.partition_point(|sample| sample.origin < origin);
         let of_origin = height[from..].iter().take_while(|sample| sample.origin == origin);
         let heard = |sample: &&Sample| sample.count > 0 && counts(sample.auditor);
-        for sample in of_origin.filter(heard) {
-            samples += sample.count;
-            match by_auditor.iter_mut().find(|known| known.auditor == sample.auditor) {
-                Some(known) => known.join(sample),
-                None => by_auditor.push(*sample),
-            }
+        let of_height: Vec<&Sample> = of_origin.filter(heard).collect();
+        if of_height.is_empty() {
+            continue;
         }
-        let auditors = by_auditor.len();
-        if auditors > 2 * faulty && samples >= SAMPLES_MIN {
-            by_auditor.sort_by(|a, b| {
-                a.correlation().total_cmp(&b.correlation()).then(a.auditor.cmp(&b.auditor))
-            });
-            let mut pooled = Sample::new(origin, origin);
-            by_auditor[faulty..auditors - faulty].iter().for_each(|sample| pooled.join(sample));
-            return Some(Score { correlation: pooled.correlation(), auditors, samples });
+        seen.push(of_height);
+        let without = |left_out: usize| {
+            let rest = seen.iter().enumerate().filter(|(at, _)| *at != left_out);
+            pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), faulty)
+        };
+        let scores: Option<Vec<Score>> = (0..seen.len()).map(without).collect();
+        let best = |scores: Vec<Score>| {
+            scores.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))
+        };
+        if let Some(best) = scores.and_then(best) {
+            return Some(best);
         }
     }
     None
+}
+
+/// The correlation over all auditors but the `faulty` lowest and highest, if there are enough.
+fn pooled<'a>(
+    origin: Origin,
+    samples: impl Iterator<Item = &'a Sample>,
+    faulty: usize,
+) -> Option<Score> {
+    let mut by_auditor: Vec<Sample> = Vec::new();
+    for sample in samples {
+        match by_auditor.iter_mut().find(|known| known.auditor == sample.auditor) {
+            Some(known) => known.join(sample),
+            None => by_auditor.push(*sample),
+        }
+    }
+    let (auditors, samples) = (by_auditor.len(), by_auditor.iter().map(|s| s.count).sum());
+    if auditors <= 2 * faulty || samples < SAMPLES_MIN {
+        return None;
+    }
+    by_auditor.sort_by(|a, b| {
+        a.correlation().total_cmp(&b.correlation()).then(a.auditor.cmp(&b.auditor))
+    });
+    let mut middle = Sample::new(origin, origin);
+    by_auditor[faulty..auditors - faulty].iter().for_each(|sample| middle.join(sample));
+    Some(Score { correlation: middle.correlation(), auditors, samples })
 }
 
 #[cfg(test)]
@@ -287,7 +313,7 @@ mod tests {
     #[test]
     fn a_score_is_a_correlation_by_hand() {
         let one = [sample(1, &[(1.0, 1.0), (2.0, -1.0)].repeat(12))];
-        let score = score(Origin(0), [&one[..]].into_iter(), 0, |_| true).unwrap();
+        let score = score(Origin(0), [&one[..]; 2].into_iter(), 0, |_| true).unwrap();
         // Σuv = −1, Σu² = 5, Σv² = 2, twelve times over.
         assert!((score.correlation + 1.0 / 10_f64.sqrt()).abs() < 1e-12);
         assert_eq!((score.auditors, score.samples), (1, 24));
@@ -303,7 +329,7 @@ mod tests {
         let heard = |honest: &[(f64, f64)], faulty: &[(f64, f64)]| {
             let mut all: Vec<Sample> = (1..=5).map(|auditor| sample(auditor, honest)).collect();
             all.extend((6..=7).map(|auditor| sample(auditor, faulty)));
-            score(Origin(0), [&all[..]].into_iter(), 2, |_| true).unwrap()
+            score(Origin(0), [&all[..]; 2].into_iter(), 2, |_| true).unwrap()
         };
         assert!(!heard(&truth, &accuse).convicts());
         assert!(heard(&unrelated, &copy).convicts());
@@ -312,12 +338,25 @@ mod tests {
     #[test]
     fn too_few_auditors_or_repetitions_give_no_verdict() {
         let some = [sample(1, &[(1.0, -1.0); 30]), sample(2, &[(1.0, -1.0); 30])];
-        assert_eq!(score(Origin(0), [&some[..]].into_iter(), 1, |_| true), None);
-        let few = [sample(1, &[(1.0, -1.0); 19])];
-        assert_eq!(score(Origin(0), [&few[..]].into_iter(), 0, |_| true), None);
+        assert_eq!(score(Origin(0), [&some[..]; 5].into_iter(), 1, |_| true), None);
+        let few = [sample(1, &[(1.0, -1.0); 17])];
+        assert_eq!(score(Origin(0), [&few[..]; 2].into_iter(), 0, |_| true), None);
         // Older heights are looked at only as far as needed.
         let old = [sample(1, &[(1.0, 1.0); 300])];
-        let score = score(Origin(0), [&few[..], &few[..], &old[..]].into_iter(), 0, |_| true);
-        assert_eq!(score.map(|score| score.samples), Some(38));
+        let heights = [&few[..], &few[..], &few[..], &old[..]];
+        let score = score(Origin(0), heights.into_iter(), 0, |_| true);
+        assert_eq!(score.map(|score| score.samples), Some(34));
+    }
+
+    #[test]
+    fn one_height_that_was_dealt_anew_convicts_nobody() {
+        let fits = [sample(1, &[(1.0, 0.9), (-0.7, -0.8)].repeat(15))];
+        let garbage = [sample(1, &[(1.0, -0.9), (-0.7, 0.8)].repeat(15))];
+        let of = |heights: &[&[Sample]]| {
+            score(Origin(0), heights.iter().copied(), 0, |_| true).unwrap().convicts()
+        };
+        assert!(!of(&[&garbage, &fits]));
+        assert!(!of(&[&fits, &garbage]));
+        assert!(of(&[&garbage, &garbage]));
     }
 }
