@@ -448,7 +448,7 @@ mod tests {
     #[test]
     fn audits_exclude_liars_and_nobody_else() {
         let args = ["--attacks", "mimic", "--fractions", "27", "--audits", "60", "--model"];
-        let rest = ["softmax", "--rounds", "80", "--probes-per-round", "16"];
+        let rest = ["softmax", "--rounds", "120", "--probes-per-round", "16"];
         let table = parse(&[&args[..], &rest[..]].concat());
         let cells = table.cells();
         let row = table.run_cell(&cells[0], 1.0).unwrap();
