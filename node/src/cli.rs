@@ -39,6 +39,7 @@ enum Command {
     Node(Box<node::NodeArgs>),
     Id(node::IdArgs),
     Status(control::StatusArgs),
+    Peers(control::PeersArgs),
     Fault(control::FaultArgs),
     Topology(topology::TopologyArgs),
 }
@@ -100,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Node(args) => node::run(args),
         Command::Id(args) => node::print_id(args),
         Command::Status(args) => control::status(args),
+        Command::Peers(args) => control::peers(args),
         Command::Fault(args) => control::fault(args),
         Command::Topology(args) => topology::run(args),
     };

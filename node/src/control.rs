@@ -27,6 +27,8 @@ pub enum Request {
     FaultClear,
     /// Say how it goes.
     Status,
+    /// Say what is known of every member.
+    Peers,
 }
 
 /// What it answers.
@@ -42,10 +44,53 @@ pub enum Answer {
     },
     /// How it goes.
     Status(Status),
+    /// What is known of every member.
+    Peers {
+        /// A line each, by roster position.
+        members: Vec<MemberLine>,
+    },
+}
+
+/// What a node holds of a member of the run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberLine {
+    /// Its libp2p name.
+    pub node: String,
+    /// Whether it is a neighbor now.
+    pub connected: bool,
+    /// Mean weight of its records in the rounds closed here, beside the mean over all members.
+    pub weight: Option<f64>,
+    /// Mean trust in the same rounds, in [−1, 1]; `None` where the selection rule compares nobody.
+    pub trust: Option<f64>,
+    /// Correlation of its bytes with their repetitions by auditors; `None` while these are few.
+    pub audit_score: Option<f64>,
+    /// The round from which on its records count for nothing.
+    pub excluded_from_round: Option<u64>,
+    /// Why.
+    pub cause: Option<Cause>,
+}
+
+/// Why a member is excluded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// Its bytes do not fit what auditors measured in the same places.
+    Audits,
+    /// It signed two statements that cannot both be honest.
+    Equivocation,
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Cause::Audits => "audits",
+            Cause::Equivocation => "equivocation",
+        })
+    }
 }
 
 /// How a node is doing.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     /// The run's identity.
     pub run: String,
@@ -61,6 +106,9 @@ pub struct Status {
     pub heights: u64,
     /// Probes measured here.
     pub probes: u64,
+    /// What was counted since the node was started.
+    #[serde(default)]
+    pub counts: Counts,
     /// Members.
     pub members: usize,
     /// libp2p names of the neighbors.
@@ -71,6 +119,50 @@ pub struct Status {
     pub excluded: Vec<String>,
     /// The fault that was injected.
     pub fault: Option<Fault>,
+}
+
+/// What a node counts; see [`rumormill::protocol::Stats`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Counts {
+    /// Records of others accepted for the first time.
+    pub accepted: u64,
+    /// Records received again.
+    pub duplicates: u64,
+    /// Bytes of frames sent.
+    pub bytes_sent: u64,
+    /// Bytes of frames received.
+    pub bytes_received: u64,
+    /// Exchanges begun.
+    pub exchanges: u64,
+    /// Rounds closed for lack of patience.
+    pub impatient: u64,
+    /// Frames and statements of others that broke the protocol.
+    pub offences: u64,
+    /// Acks signed.
+    pub acks: u64,
+    /// Records that came too late to be certified.
+    pub dropped: u64,
+    /// Probes of others that were repeated.
+    pub audits: u64,
+}
+
+impl Counts {
+    /// Of a protocol's numbers.
+    pub fn new(stats: &rumormill::protocol::Stats) -> Counts {
+        Counts {
+            accepted: stats.accepted,
+            duplicates: stats.duplicates,
+            bytes_sent: stats.bytes_sent,
+            bytes_received: stats.bytes_received,
+            exchanges: stats.exchanges,
+            impatient: stats.impatient,
+            offences: stats.offences,
+            acks: stats.acks,
+            dropped: stats.dropped,
+            audits: stats.audits,
+        }
+    }
 }
 
 /// A request on its way to the node's loop.
@@ -120,6 +212,55 @@ pub struct StatusArgs {
     pub json: bool,
 }
 
+/// Say what a running node holds of the other members: weight, trust, audit score, exclusion.
+#[derive(Clone, Debug, clap::Args)]
+pub struct PeersArgs {
+    /// The node's data directory
+    #[arg(long, value_name = "DIR", env = "RUMORMILL_DATA_DIR")]
+    pub data_dir: std::path::PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs `rumormill peers`.
+pub fn peers(args: &PeersArgs) -> Result<u8> {
+    let members = match ask(&args.data_dir, &Request::Peers)? {
+        Answer::Peers { members } => members,
+        Answer::Refused { reason } => anyhow::bail!("{reason}"),
+        _ => anyhow::bail!("the node gave no list of members; is it of another version?"),
+    };
+    let text = match args.json {
+        true => serde_json::to_string(&serde_json::json!({ "members": members }))? + "\n",
+        false => members_to_text(&members),
+    };
+    crate::cli::print(&text)?;
+    Ok(0)
+}
+
+fn members_to_text(members: &[MemberLine]) -> String {
+    let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
+    let mut text = format!(
+        "{:<54} {:<9} {:>6} {:>6} {:>6}  {}\n",
+        "node", "neighbor", "weight", "trust", "audits", "excluded"
+    );
+    for line in members {
+        let excluded = match (line.excluded_from_round, line.cause) {
+            (Some(round), Some(cause)) => format!("from round {round} on, by {cause}"),
+            _ => "no".into(),
+        };
+        text += &format!(
+            "{:<54} {:<9} {:>6} {:>6} {:>6}  {excluded}\n",
+            line.node,
+            if line.connected { "yes" } else { "no" },
+            number(line.weight),
+            number(line.trust),
+            number(line.audit_score),
+        );
+    }
+    text
+}
+
 /// Runs `rumormill fault`.
 pub fn fault(args: &FaultArgs) -> Result<u8> {
     let (request, directory) = match &args.command {
@@ -143,7 +284,7 @@ pub fn status(args: &StatusArgs) -> Result<u8> {
     let status = match ask(&args.data_dir, &Request::Status)? {
         Answer::Status(status) => status,
         Answer::Refused { reason } => anyhow::bail!("{reason}"),
-        Answer::Done => anyhow::bail!("the node gave no status; is it of another version?"),
+        _ => anyhow::bail!("the node gave no status; is it of another version?"),
     };
     if args.json {
         crate::cli::print(&(serde_json::to_string(&status)? + "\n"))?;

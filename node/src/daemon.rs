@@ -22,7 +22,7 @@ use rumormill::time::Time;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::control::{Answer, Command, Request as Question, Status};
+use crate::control::{Answer, Cause, Command, Counts, MemberLine, Request as Question, Status};
 use crate::evaluator::{Evaluator, Losses, ProbeSettings, Report, Task};
 use crate::fault::{Deceit, Lab, WITNESSES_MAX, Witness};
 use crate::identity::{Identity, node_of, peer_of};
@@ -166,8 +166,10 @@ pub struct Outcome {
     pub weights: Vec<f64>,
     /// Mean trust of every origin in these rounds, in [−1, 1]; empty where the rule compares nobody.
     pub trust: Vec<f64>,
-    /// Origins whose records counted for nothing in the end.
-    pub excluded: Vec<Origin>,
+    /// Origins whose records counted for nothing in the end, with the round from which on.
+    pub excluded: Vec<(Origin, u64)>,
+    /// What audits said of every origin in the end, by roster position.
+    pub audit_scores: Vec<Option<f64>>,
     /// The fault that was injected.
     pub fault: Option<Fault>,
 }
@@ -463,6 +465,8 @@ impl Daemon {
         let rounds = self.weighed.max(1) as f64;
         let mean = |sums: &[f64]| sums.iter().map(|sum| sum / rounds).collect();
         let (weights, trust) = (mean(&self.weights), mean(&self.trust));
+        let excluded = self.excluded_from().into_iter().collect();
+        let audit_scores = self.audit_scores();
         let (_, counters) = self.network.close(CLOSE_WAIT).await;
         Ok(Outcome {
             ending,
@@ -480,7 +484,8 @@ impl Daemon {
             missing,
             weights,
             trust,
-            excluded: self.protocol.excluded().keys().copied().collect(),
+            excluded,
+            audit_scores,
             fault: self.fault,
         })
     }
@@ -692,6 +697,7 @@ impl Daemon {
     fn on_command(&mut self, command: Command) {
         let answer = match command.request {
             Question::Status => Answer::Status(self.status()),
+            Question::Peers => Answer::Peers { members: self.member_lines() },
             Question::FaultSet { fault } => self.set_fault(Some(fault)),
             Question::FaultClear => self.set_fault(None),
         };
@@ -699,24 +705,65 @@ impl Daemon {
         let _ = command.reply.send(answer);
     }
 
-    fn status(&self) -> Status {
-        let name = |node: &NodeId| {
-            peer_of(*node).map_or_else(|| node.to_string(), |peer| peer.to_string())
+    /// Origins whose records count for nothing, with the round from which on.
+    fn excluded_from(&self) -> BTreeMap<Origin, u64> {
+        let per_height = u64::from(self.protocol.manifest().rounds_per_height);
+        let excluded = self.protocol.excluded().into_iter();
+        excluded.map(|(origin, height)| (origin, height.saturating_mul(per_height))).collect()
+    }
+
+    fn audit_scores(&self) -> Vec<Option<f64>> {
+        let origins = (0..self.protocol.roster().len()).map(|at| Origin(at as u16));
+        let score = |origin| self.protocol.audit_score(origin).map(|score| score.correlation);
+        origins.map(score).collect()
+    }
+
+    fn member_lines(&self) -> Vec<MemberLine> {
+        let roster = self.protocol.roster();
+        let convicted = self.protocol.convicted();
+        let excluded = self.excluded_from();
+        let scores = self.audit_scores();
+        let usual = self.weights.iter().sum::<f64>() / self.weights.len().max(1) as f64;
+        let line = |at: usize| {
+            let origin = Origin(at as u16);
+            let id = roster.id(origin)?;
+            let cause = excluded.get(&origin).map(|_| match convicted.contains_key(&origin) {
+                true => Cause::Audits,
+                false => Cause::Equivocation,
+            });
+            Some(MemberLine {
+                node: name_of(id),
+                connected: self.links.contains_key(id),
+                weight: self.weights.get(at).filter(|_| usual > 0.0).map(|sum| sum / usual),
+                trust: self.trust.get(at).map(|sum| sum / self.weighed.max(1) as f64),
+                audit_score: scores[at],
+                excluded_from_round: excluded.get(&origin).copied(),
+                cause,
+            })
         };
+        (0..roster.len()).filter_map(line).collect()
+    }
+
+    fn status(&self) -> Status {
         let roster = self.protocol.roster();
         let excluded = self.protocol.excluded();
         Status {
             run: self.protocol.run_id().to_string(),
-            node: name(&self.protocol.id()),
+            node: name_of(&self.protocol.id()),
             round: self.protocol.round().0,
             rounds: self.protocol.manifest().rounds_total(),
             certified: self.protocol.certified(),
             heights: self.protocol.manifest().heights(),
             probes: self.protocol.stats().probes,
+            counts: Counts::new(&self.protocol.stats()),
             members: roster.len(),
             peers: self.links.values().map(PeerId::to_string).collect(),
             stalled: self.protocol.stalled().map(str::to_owned),
-            excluded: excluded.keys().filter_map(|&origin| roster.id(origin)).map(name).collect(),
+            excluded: excluded
+                .keys()
+                .filter_map(|&origin| roster.id(origin))
+                .map(name_of)
+                .collect(),
             fault: self.fault,
         }
     }
@@ -938,4 +985,9 @@ impl Daemon {
             debug!(%peer, %error, "an answer was not sent");
         }
     }
+}
+
+/// A node's libp2p name.
+fn name_of(node: &NodeId) -> String {
+    peer_of(*node).map_or_else(|| node.to_string(), |peer| peer.to_string())
 }

@@ -12,6 +12,7 @@ pub mod fault;
 pub mod identity;
 pub mod init;
 pub mod local;
+pub mod metrics;
 pub mod net;
 pub mod node;
 mod processes;

@@ -70,6 +70,9 @@ pub struct NodeArgs {
     /// Give up after so many seconds
     #[arg(long)]
     pub timeout: Option<f64>,
+    /// Serve metrics for Prometheus at http://ADDRESS/metrics, for instance 127.0.0.1:9184
+    #[arg(long, value_name = "ADDRESS", env = "RUMORMILL_METRICS")]
+    pub metrics: Option<std::net::SocketAddr>,
     /// Stay after the run is certified and serve its history to late nodes, until Ctrl-C
     #[arg(long)]
     pub stay: bool,
@@ -178,6 +181,15 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         identity.peer_id(),
         directory.display()
     );
+    let metrics = match args.metrics {
+        Some(address) => {
+            let listener = tokio::net::TcpListener::bind(address);
+            let listener = listener.await.with_context(|| format!("--metrics {address}"))?;
+            tracing::info!("metrics at http://{}/metrics", listener.local_addr()?);
+            Some(listener)
+        }
+        None => None,
+    };
     let mut peers = args.peer.clone();
     peers.extend(parse_addresses("node.peers", &file.node.peers)?);
     peers.extend(args.join.clone());
@@ -210,6 +222,9 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     let _socket = crate::control::Socket::open(&directory, handle.clone())
         .inspect_err(|error| tracing::warn!(%error, "no local interface"))
         .ok();
+    if let Some(listener) = metrics {
+        tokio::spawn(crate::metrics::serve(listener, handle.clone()));
+    }
     let watcher = tokio::spawn(watch(handle.clone(), rounds));
     tokio::spawn(stop_on_signal(handle));
     let outcome = daemon.run().await?;

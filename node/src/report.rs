@@ -60,9 +60,13 @@ pub struct NodeLine {
     /// Mean trust of every node in the same rounds; empty where the rule compares nobody.
     #[serde(skip)]
     pub trust: Vec<f64>,
-    /// Roster positions of those whose records counted for nothing in the end.
+    /// Roster positions of those whose records counted for nothing in the end, with the round from
+    /// which on.
     #[serde(skip)]
-    pub excluded: Vec<usize>,
+    pub excluded: Vec<(usize, u64)>,
+    /// What audits said of every node in the end.
+    #[serde(skip)]
+    pub audit_scores: Vec<Option<f64>>,
     /// Share of held-out rows classified rightly.
     pub accuracy: f64,
     /// Mean held-out loss.
@@ -145,6 +149,10 @@ pub struct FaultyLine {
     /// How far its values agree with the others' (`src/selection/trust.rs`), as the honest nodes see it:
     /// a correlation, mean over rounds; null where the rule compares nobody.
     pub trust: Option<f64>,
+    /// Correlation of its bytes with their repetitions, in the end; null without audits.
+    pub audit_score: Option<f64>,
+    /// The round from which on its records counted for nothing; null if they always counted.
+    pub excluded_from_round: Option<u64>,
 }
 
 /// The result of a run, as `local --json` prints it.
@@ -230,8 +238,18 @@ fn faulty_lines(nodes: &[NodeLine]) -> Vec<FaultyLine> {
     let line = |node: &NodeLine| {
         let Fault { kind, factor } = node.fault?;
         let share = if usual > 0.0 { weight(node.index) / usual } else { 0.0 };
-        let (index, trust) = (node.index, trust(node.index));
-        Some(FaultyLine { index, kind, factor, selected_fraction: share, trust })
+        let index = node.index;
+        let first = honest.first();
+        let excluded = first.and_then(|of| of.excluded.iter().find(|(at, _)| *at == index));
+        Some(FaultyLine {
+            index,
+            kind,
+            factor,
+            selected_fraction: share,
+            trust: trust(index),
+            audit_score: first.and_then(|of| *of.audit_scores.get(index)?),
+            excluded_from_round: excluded.map(|(_, round)| *round),
+        })
     };
     nodes.iter().filter_map(line).collect()
 }
@@ -239,7 +257,8 @@ fn faulty_lines(nodes: &[NodeLine]) -> Vec<FaultyLine> {
 fn excluded_fraction(nodes: &[NodeLine]) -> f64 {
     let honest: Vec<&NodeLine> = nodes.iter().filter(|node| !node.faulty).collect();
     let Some(first) = honest.first() else { return 0.0 };
-    let excluded = honest.iter().filter(|node| first.excluded.contains(&node.index)).count();
+    let excluded =
+        honest.iter().filter(|node| first.excluded.iter().any(|(at, _)| *at == node.index)).count();
     excluded as f64 / honest.len() as f64
 }
 
@@ -263,7 +282,12 @@ impl NodeLine {
             fault: outcome.fault,
             weights: outcome.weights.clone(),
             trust: outcome.trust.clone(),
-            excluded: outcome.excluded.iter().map(|origin| origin.index()).collect(),
+            excluded: outcome
+                .excluded
+                .iter()
+                .map(|(origin, from)| (origin.index(), *from))
+                .collect(),
+            audit_scores: outcome.audit_scores.clone(),
             accuracy: outcome.report.test.accuracy,
             loss: outcome.report.test.loss,
             train_loss: None,
@@ -461,15 +485,21 @@ impl Summary {
         if self.faulty.is_empty() {
             return String::new();
         }
-        let mut text =
-            format!("\n{:>4}  {:<20} {:>8} {:>6}\n", "node", "fault", "selected", "trust");
+        let mut text = format!(
+            "\n{:>4}  {:<20} {:>8} {:>6} {:>6}  {}\n",
+            "node", "fault", "selected", "trust", "audits", "excluded"
+        );
+        let number = |value: Option<f64>| value.map_or("-".into(), |value| format!("{value:.2}"));
         for line in &self.faulty {
             let fault = Fault { kind: line.kind, factor: line.factor }.to_string();
             text += &format!(
-                "{:>4}  {fault:<20} {:>7.0}% {:>6}\n",
+                "{:>4}  {fault:<20} {:>7.0}% {:>6} {:>6}  {}\n",
                 line.index,
                 100.0 * line.selected_fraction,
-                line.trust.map_or("-".into(), |trust| format!("{trust:.2}"))
+                number(line.trust),
+                number(line.audit_score),
+                line.excluded_from_round
+                    .map_or("no".into(), |round| format!("from round {round} on"))
             );
         }
         text += &format!("accuracy of the honest nodes {:.2} %", 100.0 * self.accuracy.mean);

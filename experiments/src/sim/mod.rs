@@ -143,6 +143,11 @@ pub struct Standing {
     pub excluded_from: Option<u64>,
     /// Correlation of its bytes with their repetitions.
     pub audit_score: Option<f64>,
+    /// Mean trust over the rounds in which it counted, in [−1, 1]; `None` where the rule compares
+    /// nobody.
+    pub trust: Option<f64>,
+    /// Mean weight over the same rounds, beside the mean over all nodes.
+    pub weight: Option<f64>,
 }
 
 impl Outcome {

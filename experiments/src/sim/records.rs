@@ -6,7 +6,7 @@ use anyhow::Result;
 use rumormill::data::shard::Shards;
 use rumormill::fault::FaultKind;
 use rumormill::fault::wire::Saboteur;
-use rumormill::id::Height;
+use rumormill::id::{Height, Round};
 use rumormill::keys::Keys;
 use rumormill::manifest::{DataMode, Founders, Manifest};
 use rumormill::objective::{Scratch, Split};
@@ -224,9 +224,13 @@ pub fn follow(
     let end = plan.scenario.time_s.unwrap_or(TIME_LIMIT_S);
     let mut samples: Vec<Sample> = Vec::new();
     let mut moved_s = 0.0;
+    let mut judged = Judged::default();
     let verdict = loop {
         let at = (samples.len() as f64 * span).min(end);
         let idle = network.run(Time::from_secs_f64(at));
+        if let Some(witness) = up(plan, &network).next() {
+            judged.look(protocol(&network, witness));
+        }
         let done = idle || is_settled(plan, &network);
         // A run that is over is sampled at its last event.
         let at = if done { network.now.as_secs_f64() } else { at };
@@ -252,11 +256,49 @@ pub fn follow(
     let states: Vec<[u8; 32]> =
         up(plan, &network).map(|node| network.trainer.state(node).hash()).collect();
     let models = states.iter().collect::<BTreeSet<_>>().len();
-    let standings = standings(plan, &network);
+    let standings = standings(plan, &network, &judged);
     Ok(Outcome { seed, verdict, samples, models: Some(models), standings })
 }
 
-fn standings(plan: &Plan, network: &Simulation<ModelTrainer>) -> Vec<Standing> {
+/// Trust and weights of the rounds that the first honest node closed.
+#[derive(Default)]
+struct Judged {
+    /// By round, by origin. Rounds that were certified long before a look are not in it.
+    rounds: BTreeMap<u64, (Vec<f64>, Vec<f64>)>,
+}
+
+impl Judged {
+    fn look(&mut self, witness: &Protocol) {
+        // What was seen may have changed since, as long as it is held there.
+        let held =
+            (0..witness.round().0).rev().map(|round| (round, witness.update_of(Round(round))));
+        let held = held.skip_while(|(_, update)| update.is_none());
+        for (round, update) in held.map_while(|(round, update)| Some((round, update?))) {
+            self.rounds.insert(round, (update.trust.clone(), update.weights.clone()));
+        }
+    }
+
+    /// Mean trust and weight of an origin before a round, the weight beside that of all.
+    fn means(&self, origin: usize, until: u64) -> (Option<f64>, Option<f64>) {
+        let rounds = self.rounds.range(..until).map(|(_, judged)| judged);
+        let (mut trust, mut weight, mut all, mut trusted, mut weighed) = (0.0, 0.0, 0.0, 0, 0);
+        for (trusts, weights) in rounds {
+            if let Some(value) = trusts.get(origin) {
+                trust += value;
+                trusted += 1;
+            }
+            if let Some(value) = weights.get(origin) {
+                weight += value;
+                all += weights.iter().sum::<f64>() / weights.len() as f64;
+                weighed += 1;
+            }
+        }
+        let share = (weighed > 0 && all > 0.0).then_some(weight / all);
+        ((trusted > 0).then(|| trust / f64::from(trusted)), share)
+    }
+}
+
+fn standings(plan: &Plan, network: &Simulation<ModelTrainer>, judged: &Judged) -> Vec<Standing> {
     let Some(witness) = up(plan, network).next() else { return Vec::new() };
     let witness = protocol(network, witness);
     let excluded = witness.excluded();
@@ -265,10 +307,14 @@ fn standings(plan: &Plan, network: &Simulation<ModelTrainer>) -> Vec<Standing> {
         .filter_map(|node| {
             let origin = witness.roster().origin(&network.trainer.id(node))?;
             let per_height = u64::from(plan.scenario.run.rounds_per_height);
+            let excluded_from = excluded.get(&origin).map(|from| from * per_height);
+            let (trust, weight) = judged.means(origin.index(), excluded_from.unwrap_or(u64::MAX));
             Some(Standing {
                 node,
-                excluded_from: excluded.get(&origin).map(|from| from * per_height),
+                excluded_from,
                 audit_score: witness.audit_score(origin).map(|score| score.correlation),
+                trust,
+                weight,
             })
         })
         .collect()

@@ -243,6 +243,7 @@ fn summarize(args: &LocalArgs, plan: &Plan, outcomes: &[Outcome], seconds: f64) 
             weights: Vec::new(),
             trust: Vec::new(),
             excluded: Vec::new(),
+            audit_scores: Vec::new(),
             accuracy: test.accuracy,
             loss: test.loss,
             train_loss: Some(train_loss),
