@@ -35,7 +35,7 @@ pub struct InitArgs {
 
 /// Probes of others that a node repeats for every thousand of its own, unless the user says otherwise:
 /// what a run among strangers costs to be safe from lies.
-const AUDITS: u16 = 50;
+pub(crate) const AUDITS: u16 = 50;
 
 /// Runs the command.
 pub fn run(args: &InitArgs) -> Result<u8> {

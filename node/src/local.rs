@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use libp2p::Multiaddr;
+use rumormill::data::shard::Shards;
 use rumormill::fault::Fault;
 use rumormill::manifest::{Directions, Founders};
 use rumormill::protocol::{Config, EdgeRate, GradientClock};
@@ -20,6 +21,7 @@ use rumormill_topology::rate::{RateScheme, probabilities};
 use crate::daemon::{Daemon, Handle, Neighbors, Outcome, Setup};
 use crate::fault::{Crowds, Lab, Role, cast, sends_too_much};
 use crate::identity::Identity;
+use crate::init::AUDITS;
 use crate::net::NetworkConfig;
 use crate::node::{allow_oversized, network_limits};
 use crate::report::{NodeLine, Summary};
@@ -275,12 +277,12 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
         AlgorithmName::Justonebyte => Directions::Private,
         _ => Directions::Shared,
     };
-    if args.processes && !args.faulty.is_empty() {
-        crate::cli::usage(
-            "--faulty makes tasks of one process misbehave; leave --processes out".into(),
-        )?;
+    let mut settings = args.run.clone();
+    let lies = args.faulty.iter().any(|cast| cast.fault.kind.is_value());
+    if lies && settings.shards == Shards::Public && identities.len() >= 4 {
+        settings.audits = settings.audits.or(Some(AUDITS));
     }
-    let mut prepared = args.run.prepare(founders, cores, directions)?;
+    let mut prepared = settings.prepare(founders, cores, directions)?;
     let faults = match cast(&args.faulty, &topology, &prepared.manifest) {
         Ok(faults) => faults,
         Err(problem) => return crate::cli::usage(problem).map(|()| 2),
@@ -296,7 +298,10 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
         .context("cannot start the runtime")?;
     let run = |faults: &[Option<Fault>]| {
         let nodes = Cast { args, topology: &topology, shares: &shares, faults };
-        runtime.block_on(tasks(&nodes, &identities, &prepared))
+        match args.processes {
+            true => crate::processes::run(&nodes, &identities, &prepared),
+            false => runtime.block_on(tasks(&nodes, &identities, &prepared)),
+        }
     };
     let baseline = match args.baseline {
         true => {
@@ -309,10 +314,7 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
         false => None,
     };
     let started = Instant::now();
-    let lines = match args.processes {
-        true => crate::processes::run(args, &topology, &shares, &identities, &prepared)?,
-        false => run(&faults)?,
-    };
+    let lines = run(&faults)?;
     let name = args.algorithm.name();
     let summary = Summary::new(name, rounds, started.elapsed().as_secs_f64(), lines);
     let summary = Summary { baseline_accuracy: baseline, ..summary };
@@ -359,11 +361,12 @@ pub(crate) fn shares_of(
 }
 
 /// The nodes of a run: their graph, and who misbehaves.
-struct Cast<'a> {
-    args: &'a LocalArgs,
-    topology: &'a Topology,
-    shares: &'a [f64],
-    faults: &'a [Option<Fault>],
+#[derive(Clone, Copy)]
+pub(crate) struct Cast<'a> {
+    pub(crate) args: &'a LocalArgs,
+    pub(crate) topology: &'a Topology,
+    pub(crate) shares: &'a [f64],
+    pub(crate) faults: &'a [Option<Fault>],
 }
 
 /// All nodes as tasks of this process.

@@ -82,6 +82,9 @@ pub struct NodeArgs {
     /// Relative rate of the edge to a neighbor, as NODE=SHARE
     #[arg(long, hide = true, value_parser = edge_share)]
     pub edge_share: Vec<(NodeId, f64)>,
+    /// Another node that is told to misbehave, by `local --processes`
+    #[arg(long, hide = true)]
+    pub colluder: Vec<NodeId>,
     /// Position in the table of `local --processes`
     #[arg(long, hide = true, default_value_t = 0)]
     pub index: usize,
@@ -195,7 +198,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     peers.extend(args.join.clone());
     let lab = file.run.lab.then(|| Lab {
         fault: file.faults,
-        colluders: vec![identity.node_id()],
+        colluders: colluders(args, &identity),
         crowds: Crowds::default(),
         dataset: Arc::clone(&prepared.dataset),
         spec: prepared.spec.clone(),
@@ -230,6 +233,15 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     let outcome = daemon.run().await?;
     watcher.abort();
     finish(args, &outcome)
+}
+
+/// Those that are known to misbehave, this node among them.
+fn colluders(args: &NodeArgs, identity: &Identity) -> Vec<NodeId> {
+    let own = std::iter::once(identity.node_id());
+    let mut all: Vec<NodeId> = own.chain(args.colluder.iter().copied()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
 }
 
 fn finish(args: &NodeArgs, outcome: &Outcome) -> Result<u8> {

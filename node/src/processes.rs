@@ -5,10 +5,9 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use rumormill::protocol::EdgeRate;
-use rumormill_topology::Topology;
 
 use crate::identity::Identity;
-use crate::local::{LocalArgs, config, shares_of};
+use crate::local::{Cast, config, shares_of};
 use crate::report::NodeLine;
 use crate::run::{NodeSettings, Prepared, RunFile};
 
@@ -27,44 +26,42 @@ impl Drop for Children {
 
 /// Starts a child for every node and collects their results.
 pub(crate) fn run(
-    args: &LocalArgs,
-    topology: &Topology,
-    shares: &[f64],
+    cast: &Cast<'_>,
     identities: &[Identity],
     prepared: &Prepared,
 ) -> Result<Vec<NodeLine>> {
     let folder = std::env::temp_dir().join(format!("rumormill-local-{}", std::process::id()));
     std::fs::create_dir_all(&folder)
         .with_context(|| format!("cannot make {}", folder.display()))?;
-    let lines = spawn(args, topology, shares, identities, prepared, &folder);
+    let lines = spawn(cast, identities, prepared, &folder);
     // Results are in hand, or the error says more than the folder would.
     let _ = std::fs::remove_dir_all(&folder);
     lines
 }
 
 fn spawn(
-    args: &LocalArgs,
-    topology: &Topology,
-    shares: &[f64],
+    cast: &Cast<'_>,
     identities: &[Identity],
     prepared: &Prepared,
     folder: &std::path::Path,
 ) -> Result<Vec<NodeLine>> {
+    let &Cast { args, topology, shares, faults } = cast;
     let node = NodeSettings {
         data: args.run.data.clone(),
         test: args.run.test.as_ref().map(|t| t.display().to_string()).unwrap_or_default(),
         format: args.run.format.map(|format| format.to_string()).unwrap_or_default(),
         ..NodeSettings::default()
     };
-    let run_file = folder.join("run.toml");
-    let file = RunFile { run: prepared.manifest.clone(), node, faults: None };
-    crate::init::write_atomically(&run_file, &file.render()?)?;
     let addresses = free_addresses(identities.len(), args.quic)?;
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut children = Children(Vec::new());
     for (index, identity) in identities.iter().enumerate() {
         let directory = folder.join(index.to_string());
         identity.save(&directory)?;
+        let (run, node) = (prepared.manifest.clone(), node.clone());
+        let file = RunFile { run, node, faults: faults[index] };
+        let run_file = folder.join(format!("{index}.toml"));
+        crate::init::write_atomically(&run_file, &file.render()?)?;
         let mut command = Command::new(&program);
         command
             .args(["node", "--json", "--only-peers", "--sync", "never", "--log", "warn"])
@@ -84,6 +81,12 @@ fn spawn(
         for (name, rate) in [("--edge-rate", edge_rate), ("--probe-rate", args.probe_rate)] {
             if let Some(rate) = rate {
                 command.args([name, &rate.to_string()]);
+            }
+        }
+        if faults[index].is_some() {
+            let others = identities.iter().zip(faults).filter(|(_, fault)| fault.is_some());
+            for (other, _) in others {
+                command.args(["--colluder", &other.node_id().to_string()]);
             }
         }
         for (at, share) in shares_of(topology, shares, index) {

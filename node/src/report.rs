@@ -55,17 +55,17 @@ pub struct NodeLine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Fault>,
     /// Mean weight of every node in the rounds that this one closed, by roster position.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub weights: Vec<f64>,
     /// Mean trust of every node in the same rounds; empty where the rule compares nobody.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trust: Vec<f64>,
     /// Roster positions of those whose records counted for nothing in the end, with the round from
     /// which on.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub excluded: Vec<(usize, u64)>,
     /// What audits said of every node in the end.
-    #[serde(skip)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audit_scores: Vec<Option<f64>>,
     /// Share of held-out rows classified rightly.
     pub accuracy: f64,
