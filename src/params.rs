@@ -219,6 +219,18 @@ impl State {
         }
     }
 
+    /// Adds what another state of the same layout has beyond a third: with the state they both grew
+    /// from as `from`, what was added here and there since comes together.
+    ///
+    /// # Panics
+    /// If the layouts differ.
+    pub fn add_difference(&mut self, to: &State, from: &State) {
+        assert!(self.layout == to.layout && self.layout == from.layout, "states of one layout");
+        for ((value, to), from) in self.values.iter_mut().zip(&to.values).zip(&from.values) {
+            *value = value.wrapping_add(to.wrapping_sub(*from));
+        }
+    }
+
     /// Writes the weights: `LSB · state`, rounded once to `f32`.
     ///
     /// # Panics

@@ -13,13 +13,14 @@ use crate::support::{Running, folder, rumormill, run, text};
 
 /// A probe rate at which a run of [`LONG`] takes some seconds: long enough to be met in its midst,
 /// whatever the machine.
-const PACED: [&str; 2] = ["--probe-rate", "400"];
+pub(crate) const PACED: [&str; 2] = ["--probe-rate", "400"];
 
 /// Many short heights.
-const LONG: [&str; 6] = ["--rounds", "160", "--probes-per-round", "8", "--rounds-per-height", "4"];
+pub(crate) const LONG: [&str; 6] =
+    ["--rounds", "160", "--probes-per-round", "8", "--rounds-per-height", "4"];
 
 /// Writes a run for so many founders.
-fn init(folder: &Path, members: usize, args: &[&str]) -> PathBuf {
+pub(crate) fn init(folder: &Path, members: usize, args: &[&str]) -> PathBuf {
     let path = folder.join("run.toml");
     let members = members.to_string();
     let common = ["init", "--model", "softmax", "--members", &members, "--out", text(&path)];
@@ -29,7 +30,7 @@ fn init(folder: &Path, members: usize, args: &[&str]) -> PathBuf {
 }
 
 /// A node on a free port of the loopback interface that finds others by `--peer` alone.
-fn node(directory: &Path, args: &[&str]) -> Running {
+pub(crate) fn node(directory: &Path, args: &[&str]) -> Running {
     let common = ["node", "--json", "--log", "debug", "--no-mdns", "--timeout", "110"];
     let listens = args.contains(&"--listen");
     let listen = if listens { &[][..] } else { &["--listen", "/ip4/127.0.0.1/tcp/0"] };
@@ -39,7 +40,7 @@ fn node(directory: &Path, args: &[&str]) -> Running {
 }
 
 /// Where a node listens, with its name.
-fn address(node: &Running) -> String {
+pub(crate) fn address(node: &Running) -> String {
     let line = node.wait_for("listening on /");
     line.split_once("listening on ").expect("just found").1.to_owned()
 }
@@ -50,12 +51,12 @@ fn port(address: &str) -> u16 {
     digits.unwrap().parse().expect("a port")
 }
 
-fn certified(height: u64) -> String {
+pub(crate) fn certified(height: u64) -> String {
     format!("certified height={height} ")
 }
 
 /// Waits until all have ended well with one model; their lines.
-fn all_identical(nodes: Vec<Running>) -> Vec<Value> {
+pub(crate) fn all_identical(nodes: Vec<Running>) -> Vec<Value> {
     let mut lines: Vec<Value> = Vec::new();
     for node in nodes {
         let ended = node.end();

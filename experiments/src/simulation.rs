@@ -246,7 +246,7 @@ impl<T: Trainer> Simulation<T> {
         self.trainer.reset(node);
         let mut outputs = Vec::new();
         for entry in at.log.clone() {
-            protocol.restore(entry, &mut outputs);
+            protocol.restore(entry, &mut outputs).expect("a log made by the simulation");
         }
         at.protocol = Some(protocol);
         self.perform(node, outputs);

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::{control, init, local, node, topology};
+use crate::{control, init, local, model, node, topology};
 
 /// Train one model on many machines by gossip, one byte at a time.
 ///
@@ -41,6 +41,10 @@ enum Command {
     Status(control::StatusArgs),
     Peers(control::PeersArgs),
     Fault(control::FaultArgs),
+    Checkpoint(model::CheckpointArgs),
+    Export(model::ExportArgs),
+    Eval(model::EvalArgs),
+    Verify(model::VerifyArgs),
     Topology(topology::TopologyArgs),
 }
 
@@ -103,6 +107,10 @@ pub fn main() -> ExitCode {
         Command::Status(args) => control::status(args),
         Command::Peers(args) => control::peers(args),
         Command::Fault(args) => control::fault(args),
+        Command::Checkpoint(args) => model::run_checkpoint(args),
+        Command::Export(args) => model::run_export(args),
+        Command::Eval(args) => model::run_eval(args),
+        Command::Verify(args) => model::run_verify(args),
         Command::Topology(args) => topology::run(args),
     };
     match result {

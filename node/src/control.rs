@@ -29,6 +29,8 @@ pub enum Request {
     Status,
     /// Say what is known of every member.
     Peers,
+    /// Write a checkpoint into the data directory.
+    Checkpoint,
 }
 
 /// What it answers.
@@ -44,6 +46,13 @@ pub enum Answer {
     },
     /// How it goes.
     Status(Status),
+    /// The checkpoint is written.
+    Checkpoint {
+        /// Heights in it.
+        height: u64,
+        /// The first round that is not in it.
+        round: u64,
+    },
     /// What is known of every member.
     Peers {
         /// A line each, by roster position.

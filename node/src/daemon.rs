@@ -4,6 +4,7 @@
 //! protocol, and one function that turns each output into its effect.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -16,18 +17,20 @@ use rumormill::id::{NodeId, Origin, Round};
 use rumormill::keys::Keys;
 use rumormill::manifest::{Manifest, ManifestError};
 use rumormill::message::{Request, Response};
-use rumormill::protocol::{Config, Entry, Event, Input, Offence, Output, Protocol, Stats};
+use rumormill::protocol::{Config, Event, Input, Offence, Output, Protocol, Stats};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::checkpoint::{Checkpoint, Stand};
 use crate::control::{Answer, Cause, Command, Counts, MemberLine, Request as Question, Status};
 use crate::evaluator::{Evaluator, Losses, ProbeSettings, Report, Task};
 use crate::fault::{Deceit, Lab, WITNESSES_MAX, Witness};
 use crate::identity::{Identity, node_of, peer_of};
 use crate::net::{Counters, Network, NetworkConfig, NetworkError, NetworkEvent, ResponseToken};
 use crate::net::{DownReason, RequestId};
+use crate::resume::{Logged, Move, ResumeError, Settled, resume, settle};
 use crate::siege::Siege;
 use crate::store::{Store, StoreError};
 
@@ -92,13 +95,28 @@ pub struct Setup {
     /// The log, and what it said when it was opened.
     pub store: Store,
     /// Entries of the log.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<Logged>,
+    /// A model to go on from, if its chain is the run's.
+    pub checkpoint: Option<Checkpoint>,
+    /// Wait for the history to come to the checkpoint when the log does not reach so far.
+    pub waits: bool,
+    /// Where checkpoints are written, and how often.
+    pub checkpoints: Option<Checkpoints>,
     /// Stop although the run is not certified after this long.
     pub timeout: Option<Duration>,
     /// Go on serving history after the run is certified, until told to stop.
     pub stay: bool,
     /// In runs whose manifest allows it: what is needed to misbehave.
     pub lab: Option<Lab>,
+}
+
+/// How a node keeps checkpoints.
+#[derive(Clone, Debug)]
+pub struct Checkpoints {
+    /// The file; each one replaces the last.
+    pub path: PathBuf,
+    /// The least time between two; `None` writes one at the end only.
+    pub every: Option<Duration>,
 }
 
 /// Why a node could not start or go on.
@@ -113,6 +131,22 @@ pub enum DaemonError {
     /// The log cannot be written.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The log makes no node.
+    #[error("{0}; restore the file, or move the data directory away and start as another node")]
+    Log(#[from] ResumeError),
+    /// The checkpoint that was asked for is of another history.
+    #[error(
+        "the checkpoint is of another history: after {height} heights its digest chain is {found}, \
+         the run's is {expected}; leave --resume out"
+    )]
+    Checkpoint {
+        /// Heights in it.
+        height: u64,
+        /// Its chain.
+        found: String,
+        /// The chain derived here.
+        expected: String,
+    },
     /// The private shards cannot be cut.
     #[error("cannot cut the training rows into shards: {0}")]
     Shards(String),
@@ -258,6 +292,12 @@ pub struct Daemon {
     weights: Vec<f64>,
     trust: Vec<f64>,
     weighed: u64,
+    /// A checkpoint that history has not come to yet. Until then the model is not the run's.
+    awaited: Option<Checkpoint>,
+    checkpoints: Option<Checkpoints>,
+    /// When the last checkpoint was taken, and how many heights were certified then.
+    checkpoint_at: Instant,
+    certified_then: u64,
 }
 
 impl Daemon {
@@ -269,27 +309,42 @@ impl Daemon {
         let keys = Keys::from_seed(setup.identity.seed());
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let config = Config { unix_s: unix.as_secs(), ..setup.config };
-        let mut protocol = Protocol::new(setup.manifest, keys.clone(), config)?;
         let network = Network::new(setup.identity.to_keypair(), setup.network)?;
-        let manifest = protocol.manifest();
+        let manifest = &setup.manifest;
+        manifest.check()?;
         let settings = ProbeSettings {
-            run: protocol.run_id(),
+            run: manifest.run_id(),
             batch: manifest.batch as usize,
             epsilon_log2: manifest.epsilon_log2,
         };
         let (evaluator, losses) = Evaluator::start(setup.task, settings);
-        let mut outputs = Vec::new();
         let restored = setup.entries.len();
-        for entry in setup.entries {
-            protocol.restore(entry, &mut outputs);
-            for output in outputs.drain(..) {
-                if let Output::Apply(changes) = output {
-                    evaluator.apply(changes);
+        let resumed = Instant::now();
+        let mut model_from = "base";
+        let (protocol, awaited) = resume(
+            &setup.manifest,
+            &keys,
+            &config,
+            &setup.entries,
+            setup.checkpoint,
+            setup.waits,
+            &mut |of| match of {
+                Move::Load(state) => {
+                    model_from = "checkpoint";
+                    evaluator.load(state);
                 }
-            }
-        }
+                Move::Apply(changes) => evaluator.apply(changes),
+            },
+        )?;
+        drop(setup.entries);
         if restored > 0 {
-            info!(entries = restored, certified = protocol.certified(), "resumed from the log");
+            info!(
+                entries = restored,
+                certified = protocol.certified(),
+                model_from,
+                seconds = format!("{:.2}", resumed.elapsed().as_secs_f64()),
+                "resumed from the log"
+            );
         }
         let (stop_sender, stop) = mpsc::channel(1);
         let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
@@ -326,7 +381,12 @@ impl Daemon {
             weights: Vec::new(),
             trust: Vec::new(),
             weighed: 0,
+            awaited,
+            checkpoints: setup.checkpoints,
+            checkpoint_at: Instant::now(),
+            certified_then: 0,
         };
+        daemon.certified_then = daemon.protocol.certified();
         daemon.seek();
         if daemon.protocol.is_started() {
             daemon.take_shard()?;
@@ -399,6 +459,8 @@ impl Daemon {
                 };
             }
             self.report_progress();
+            self.settle_checkpoint()?;
+            self.checkpoint_if_due();
             self.close_refused();
             let sleep = self.sleep_until_due();
             tokio::select! {
@@ -451,6 +513,13 @@ impl Daemon {
     async fn finish(mut self, ending: Ending) -> Result<Outcome, DaemonError> {
         self.store.flush()?;
         self.publish();
+        if self.checkpoints.is_some() && self.protocol.certified() > 0 {
+            self.checkpoint(|written| {
+                if let Err(error) = written {
+                    warn!("no checkpoint: {error:#}");
+                }
+            });
+        }
         let report = self.evaluator.report();
         let missing = match ending {
             Ending::Certified => String::new(),
@@ -488,6 +557,64 @@ impl Daemon {
             audit_scores,
             fault: self.fault,
         })
+    }
+
+    /// Takes the awaited checkpoint's model when history has come to it.
+    fn settle_checkpoint(&mut self) -> Result<(), DaemonError> {
+        let Some(stand) = self.awaited.as_ref().map(|checkpoint| checkpoint.stand.clone()) else {
+            return Ok(());
+        };
+        match settle(&mut self.protocol, &mut self.awaited) {
+            Some(Settled::Load(state)) => {
+                info!(height = stand.height, "the checkpoint fits the certified history");
+                self.evaluator.load(state);
+                Ok(())
+            }
+            Some(Settled::Differs) => Err(DaemonError::Checkpoint {
+                height: stand.height,
+                found: stand.chain,
+                expected: self.protocol.digest().to_string(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn checkpoint_if_due(&mut self) {
+        let Some(every) = self.checkpoints.as_ref().and_then(|of| of.every) else { return };
+        let certified = self.protocol.certified();
+        if self.checkpoint_at.elapsed() < every || certified == self.certified_then {
+            return;
+        }
+        self.checkpoint(|written| {
+            if let Err(error) = written {
+                // The log has everything; only the next start takes longer.
+                warn!("no checkpoint: {error:#}");
+            }
+        });
+    }
+
+    /// Has the model after the last certified height written down; `then` is told of it.
+    fn checkpoint(&mut self, then: impl FnOnce(anyhow::Result<Stand>) + Send + 'static) {
+        let Some(Checkpoints { path, .. }) = self.checkpoints.clone() else {
+            return then(Err(anyhow::anyhow!("this node keeps no data directory")));
+        };
+        self.checkpoint_at = Instant::now();
+        self.certified_then = self.protocol.certified();
+        let per_height = u64::from(self.protocol.manifest().rounds_per_height);
+        let round = self.protocol.certified() * per_height;
+        let beyond = self.protocol.take_back_from(Round(round));
+        let Some(beyond) = beyond.filter(|_| self.awaited.is_none()) else {
+            return then(Err(anyhow::anyhow!("the model is still being put together")));
+        };
+        let stand = Stand {
+            run: self.protocol.run_id(),
+            height: self.protocol.certified(),
+            round,
+            chain: self.protocol.digest().to_string(),
+        };
+        self.evaluator.show(beyond, move |state| {
+            then(crate::checkpoint::write(&path, &stand, state).map(|()| stand));
+        });
     }
 
     fn report_progress(&mut self) {
@@ -563,6 +690,10 @@ impl Daemon {
                     let id = self.network.request(peer, request.encode());
                     self.requests.insert(id, to);
                 }
+            }
+            // The model is not there: nothing can be measured, and that has its own byte.
+            Output::Probe(probe) if self.awaited.is_some() => {
+                return Ok(Some(Input::Losses { probe, plus: f32::NAN, minus: f32::NAN }));
             }
             Output::Probe(probe) => self.evaluator.probe(probe),
             Output::Apply(changes) => self.evaluator.apply(changes),
@@ -697,6 +828,19 @@ impl Daemon {
     fn on_command(&mut self, command: Command) {
         let answer = match command.request {
             Question::Status => Answer::Status(self.status()),
+            Question::Checkpoint => {
+                let reply = command.reply;
+                return self.checkpoint(|written| {
+                    let answer = match written {
+                        Ok(stand) => {
+                            Answer::Checkpoint { height: stand.height, round: stand.round }
+                        }
+                        Err(error) => Answer::Refused { reason: format!("{error:#}") },
+                    };
+                    // Who asked may be gone.
+                    let _ = reply.send(answer);
+                });
+            }
             Question::Peers => Answer::Peers { members: self.member_lines() },
             Question::FaultSet { fault } => self.set_fault(Some(fault)),
             Question::FaultClear => self.set_fault(None),

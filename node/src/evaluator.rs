@@ -78,6 +78,8 @@ enum Command {
     Rows(Arc<Vec<u32>>),
     Deceive(Option<Box<Deceit>>),
     Report(oneshot::Sender<Report>),
+    Load(Box<State>),
+    Show(Vec<Change>, Box<dyn FnOnce(&State) + Send>),
 }
 
 /// The way to the evaluator's thread; dropping it ends the thread.
@@ -123,6 +125,17 @@ impl Evaluator {
         let (reply, report) = oneshot::channel();
         self.send(Command::Report(reply));
         report
+    }
+
+    /// Takes a model that the node would have come to by itself, in place of the base model; changes
+    /// that were applied before, or will be, are beyond it.
+    pub fn load(&self, state: State) {
+        self.send(Command::Load(Box::new(state)));
+    }
+
+    /// Shows the model as it stands after everything sent so far, but for `taken_back`.
+    pub fn show(&self, taken_back: Vec<Change>, look: impl FnOnce(&State) + Send + 'static) {
+        self.send(Command::Show(taken_back, Box::new(look)));
     }
 
     /// Hands over a command. The queue is far longer than what the protocol has under way; should
@@ -186,6 +199,14 @@ impl Worker {
                 Command::Deceive(deceit) => self.deceit = deceit,
                 Command::Report(reply) => {
                     let _ = reply.send(self.report());
+                }
+                Command::Load(state) => self.state.add_difference(&state, &self.task.base),
+                Command::Show(mut changes, look) => {
+                    // In place, so that no second model is held; adds are exact both ways.
+                    self.apply(&changes);
+                    look(&self.state);
+                    changes.iter_mut().for_each(|of| std::mem::swap(&mut of.from, &mut of.to));
+                    self.apply(&changes);
                 }
             }
         }

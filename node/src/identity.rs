@@ -118,6 +118,20 @@ impl Identity {
         }
     }
 
+    /// Reads the identity in `directory`; without one, as in a copy for others to check, a fresh one that
+    /// is not written down.
+    ///
+    /// # Errors
+    /// If the file is there and is unreadable, damaged or open to others.
+    pub fn load_or_any(directory: &Path) -> Result<Self, IdentityError> {
+        match Self::load(&directory.join(FILE_NAME)) {
+            Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::generate())
+            }
+            loaded => loaded,
+        }
+    }
+
     /// Writes the identity into a directory, which is made if it does not exist. An identity that
     /// is already there stays.
     ///

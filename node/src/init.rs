@@ -78,14 +78,14 @@ pub fn run(args: &InitArgs) -> Result<u8> {
 }
 
 /// Writes a whole file or nothing.
-pub(crate) fn write_atomically(path: &std::path::Path, text: &str) -> Result<()> {
+pub(crate) fn write_atomically(path: &std::path::Path, bytes: impl AsRef<[u8]>) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(std::path::Path::new("."));
     let name = path.file_name().context("the output has no file name")?.to_string_lossy();
     let part = folder.join(format!(".{name}.{}.part", std::process::id()));
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(&part)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(bytes.as_ref())?;
         file.sync_all()?;
         std::fs::rename(&part, path)
     };

@@ -4,6 +4,7 @@
 //! [`evaluator`] for compute and [`store`] for disk. The commands start one ([`node`]) or many
 //! ([`local`]), ask a running one ([`control`]), or make some of them misbehave ([`fault`]). [`vector`] runs the rivals that exchange vectors over the same sockets.
 
+pub mod checkpoint;
 pub mod cli;
 pub mod control;
 pub mod daemon;
@@ -13,10 +14,12 @@ pub mod identity;
 pub mod init;
 pub mod local;
 pub mod metrics;
+pub mod model;
 pub mod net;
 pub mod node;
 mod processes;
 pub mod report;
+pub mod resume;
 pub mod run;
 mod siege;
 pub mod store;

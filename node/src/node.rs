@@ -9,13 +9,15 @@ use anyhow::{Context, Result, bail};
 use libp2p::multiaddr::Protocol as AddressPart;
 use libp2p::{Multiaddr, PeerId};
 use rumormill::codec::{FRAME_LEN_MAX, RESPONSE_LEN_MAX};
-use rumormill::id::NodeId;
+use rumormill::id::{NodeId, RunId};
 use rumormill::manifest::Manifest;
 use rumormill::message::{Request, Response};
+use rumormill::params::State;
 use rumormill::protocol::{Config, EdgeRate, GradientClock};
 
+use crate::checkpoint::{self, Checkpoint};
 use crate::cli::Unreachable;
-use crate::daemon::{Daemon, Ending, Handle, Neighbors, Outcome, Setup};
+use crate::daemon::{Checkpoints, Daemon, Ending, Handle, Neighbors, Outcome, Setup};
 use crate::fault::{Crowds, Lab};
 use crate::identity::{DirectoryLock, Identity, node_of};
 use crate::init::write_atomically;
@@ -64,6 +66,9 @@ pub struct NodeArgs {
     /// Own records that are signed together
     #[arg(long, default_value_t = 64)]
     pub block: usize,
+    /// Go on from this checkpoint of the run once the certified history has come to it
+    #[arg(long, value_name = "FILE")]
+    pub resume: Option<PathBuf>,
     /// When the disk must have confirmed what was written: always, never
     #[arg(long)]
     pub sync: Option<Sync>,
@@ -176,6 +181,11 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     let sync = args.sync.unwrap_or(file.node.sync);
     let (store, entries) = Store::open(&directory, run, sync)?;
     keep_run_file(&directory, &file)?;
+    let checkpoint = checkpoint_of(args, &directory, run, &prepared.task.base)?;
+    let every = match file.node.checkpoint_s {
+        0.0 => None,
+        seconds => Some(Duration::try_from_secs_f64(seconds).context("node.checkpoint_s")?),
+    };
     tracing::info!(
         "run {} ({} on {}), peer id {}, data directory {}",
         &run.to_string()[..12],
@@ -214,6 +224,9 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         labels: Arc::new(prepared.dataset.train.labels.clone()),
         store,
         entries,
+        checkpoint,
+        waits: args.resume.is_some(),
+        checkpoints: Some(Checkpoints { path: checkpoint::path_in(&directory), every }),
         timeout,
         stay: args.stay,
         lab,
@@ -233,6 +246,26 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     let outcome = daemon.run().await?;
     watcher.abort();
     finish(args, &outcome)
+}
+
+/// The checkpoint to go on from. One's own is of use only: the log has everything, too.
+fn checkpoint_of(
+    args: &NodeArgs,
+    directory: &Path,
+    run: RunId,
+    base: &State,
+) -> Result<Option<Checkpoint>> {
+    if let Some(path) = &args.resume {
+        return checkpoint::read(path, run, base).map(Some);
+    }
+    let own = checkpoint::path_in(directory);
+    if !own.exists() {
+        return Ok(None);
+    }
+    let read = checkpoint::read(&own, run, base);
+    Ok(read
+        .inspect_err(|error| tracing::warn!("{error:#}; the model is replayed from its base"))
+        .ok())
 }
 
 /// Those that are known to misbehave, this node among them.

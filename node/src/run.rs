@@ -278,6 +278,8 @@ pub struct NodeSettings {
     pub probe_rate_per_s: f64,
     /// When the disk must have confirmed what was written.
     pub sync: Sync,
+    /// Seconds between two checkpoints; 0 for one at the end only.
+    pub checkpoint_s: f64,
 }
 
 impl Default for NodeSettings {
@@ -295,6 +297,7 @@ impl Default for NodeSettings {
             edge_rate_per_s: 0.0,
             probe_rate_per_s: 0.0,
             sync: Sync::Always,
+            checkpoint_s: 60.0,
         }
     }
 }
@@ -364,6 +367,10 @@ const NODE_COMMENTS: &[(&str, &str)] = &[
     ("neighbors", "Connections the node makes itself; it accepts more."),
     ("edge_rate_per_s", "Exchanges a second on an edge; 0: by the speed of the probes."),
     ("probe_rate_per_s", "Probes a second; 0: as fast as compute allows."),
+    (
+        "checkpoint_s",
+        "Seconds between two checkpoints, which make a restart short; 0: at the end only.",
+    ),
     ("sync", "always: the disk confirms one's own signatures before they are sent. never."),
 ];
 
@@ -417,16 +424,34 @@ impl RunFile {
         Ok(file)
     }
 
-    /// Loads the data and the base model that the manifest speaks of, and compares their hashes.
-    pub fn prepare(&self) -> Result<Prepared> {
-        let source = DataSource {
+    fn source(&self) -> Result<DataSource> {
+        Ok(DataSource {
             data: self.node.data.clone(),
             test: (!self.node.test.is_empty()).then(|| self.node.test.clone().into()),
             format: match self.node.format.as_str() {
                 "" => None,
                 name => Some(name.parse().map_err(anyhow::Error::msg)?),
             },
+        })
+    }
+
+    /// A data set whose held-out rows are other data of the run's form: the file beside the run's own
+    /// training rows, which number its classes, or the folder itself.
+    ///
+    /// # Errors
+    /// It cannot be read, or does not fit the run's data.
+    pub fn other_data(&self, data: &str, format: Option<DataFormat>) -> Result<Dataset> {
+        let ours = self.source()?;
+        let source = match Path::new(data).is_file() {
+            true => DataSource { test: Some(data.into()), format: format.or(ours.format), ..ours },
+            false => DataSource { data: data.into(), test: None, format },
         };
+        Ok(source.load(&look)?)
+    }
+
+    /// Loads the data and the base model that the manifest speaks of, and compares their hashes.
+    pub fn prepare(&self) -> Result<Prepared> {
+        let source = self.source()?;
         let dataset = Arc::new(source.load(&look)?);
         let found = hex(&dataset.hash());
         if found != self.run.data_hash {

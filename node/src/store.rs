@@ -16,6 +16,8 @@ use rumormill::height::CertifiedHeight;
 use rumormill::id::RunId;
 use rumormill::protocol::Entry;
 
+use crate::resume::Logged;
+
 /// Name of the log in a data directory.
 pub const LOG_NAME: &str = "ledger.log";
 
@@ -135,7 +137,7 @@ impl Store {
         directory: &Path,
         run: RunId,
         sync: Sync,
-    ) -> Result<(Store, Vec<Entry>), StoreError> {
+    ) -> Result<(Store, Vec<Logged>), StoreError> {
         let path = directory.join(LOG_NAME);
         let io = |action, source| StoreError::Io { action, path: path.clone(), source };
         let mut file = OpenOptions::new()
@@ -174,32 +176,19 @@ impl Store {
         Ok((store, entries))
     }
 
-    fn read_entries(&mut self, bytes: &[u8], start: usize) -> Result<Vec<Entry>, StoreError> {
-        let mut entries = Vec::new();
-        let mut at = start;
-        while at < bytes.len() {
-            let rest = &bytes[at..];
-            let length_damaged = rest.len() >= 8 && word(rest, 0) != !word(rest, 4);
-            let Some(payload) = frame(rest).filter(|_| !length_damaged) else {
-                if length_damaged {
-                    return Err(self.damaged(at, "its length is not plausible".into()));
-                }
-                // Cut short by a crash: nothing that follows from it was sent.
-                tracing::warn!(bytes = rest.len(), "dropped an unfinished entry of the log");
-                self.truncate(at as u64)?;
-                break;
-            };
-            if blake3::hash(payload).as_bytes()[..8] != rest[8..ENTRY_HEADER_LEN] {
-                return Err(self.damaged(at, "its checksum does not match".into()));
-            }
-            let entry: Entry = codec::decode::<Entry, ENTRY_LEN_MAX>(payload)
-                .map_err(|error| self.damaged(at, error.to_string()))?;
-            self.note(&entry, (at + ENTRY_HEADER_LEN) as u64, payload.len());
-            at += ENTRY_HEADER_LEN + payload.len();
-            entries.push(entry);
+    fn read_entries(&mut self, bytes: &[u8], start: usize) -> Result<Vec<Logged>, StoreError> {
+        let Parsed { entries, end } =
+            parse(bytes, start).map_err(|(offset, problem)| self.damaged(offset, problem))?;
+        if end < bytes.len() {
+            // Cut short by a crash: nothing that follows from it was sent.
+            tracing::warn!(bytes = bytes.len() - end, "dropped an unfinished entry of the log");
+            self.truncate(end as u64)?;
         }
-        self.len = at as u64;
-        Ok(entries)
+        for (Logged { offset, entry }, len) in &entries {
+            self.note(entry, offset + ENTRY_HEADER_LEN as u64, *len);
+        }
+        self.len = end as u64;
+        Ok(entries.into_iter().map(|(logged, _)| logged).collect())
     }
 
     fn damaged(&self, offset: usize, problem: String) -> StoreError {
@@ -320,6 +309,62 @@ impl Store {
             }
         }
     }
+}
+
+/// The entries of a log.
+struct Parsed {
+    /// Each entry, and the length of its payload.
+    entries: Vec<(Logged, usize)>,
+    /// Behind the last whole entry.
+    end: usize,
+}
+
+/// Reads the entries behind the header; or says where something is wrong, and what.
+fn parse(bytes: &[u8], start: usize) -> Result<Parsed, (usize, String)> {
+    let mut entries = Vec::new();
+    let mut at = start;
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        if rest.len() >= 8 && word(rest, 0) != !word(rest, 4) {
+            return Err((at, "its length is not plausible".into()));
+        }
+        let Some(payload) = frame(rest) else { break };
+        if blake3::hash(payload).as_bytes()[..8] != rest[8..ENTRY_HEADER_LEN] {
+            return Err((at, "its checksum does not match".into()));
+        }
+        let entry = codec::decode::<Entry, ENTRY_LEN_MAX>(payload);
+        let entry = entry.map_err(|error| (at, error.to_string()))?;
+        entries.push((Logged { offset: at as u64, entry }, payload.len()));
+        at += ENTRY_HEADER_LEN + payload.len();
+    }
+    Ok(Parsed { entries, end: at })
+}
+
+/// Reads the log of a run without changing it, while a node may be writing it: its entries, and the
+/// bytes of an unfinished one behind them.
+///
+/// # Errors
+/// See [`StoreError`].
+pub fn read(directory: &Path, run: RunId) -> Result<(Vec<Logged>, u64), StoreError> {
+    let path = directory.join(LOG_NAME);
+    let io = |source| StoreError::Io { action: "read", path: path.clone(), source };
+    let bytes = std::fs::read(&path).map_err(io)?;
+    let header_len = MAGIC.len() + run.0.len();
+    if bytes.get(..MAGIC.len()) != Some(&MAGIC[..]) || bytes.len() < header_len {
+        return Err(StoreError::Format { path });
+    }
+    let found = RunId(bytes[MAGIC.len()..header_len].try_into().expect("32 bytes"));
+    if found != run {
+        return Err(StoreError::Run { path, found, expected: run });
+    }
+    let damaged = |(offset, problem)| StoreError::Damaged {
+        path: path.clone(),
+        offset: offset as u64,
+        problem,
+    };
+    let Parsed { entries, end } = parse(&bytes, header_len).map_err(damaged)?;
+    let entries = entries.into_iter().map(|(logged, _)| logged).collect();
+    Ok((entries, (bytes.len() - end) as u64))
 }
 
 /// The payload of the entry at the start of `bytes`, or nothing when it is cut short.

@@ -538,7 +538,11 @@ impl Protocol {
     /// Puts back what the log on disk says, in order, before the first event.
     ///
     /// Changes of coefficients come out as [`Output::Apply`], everything else is as it was.
-    pub fn restore(&mut self, entry: Entry, out: &mut Vec<Output>) {
+    ///
+    /// # Errors
+    /// A certified height that its signatures do not bear out, or that does not follow from those
+    /// before; it has no effect.
+    pub fn restore(&mut self, entry: Entry, out: &mut Vec<Output>) -> Result<(), Offence> {
         let mut effects = Vec::new();
         match entry {
             Entry::Vote(vote) => {
@@ -549,13 +553,19 @@ impl Protocol {
             Entry::Founded(votes) => self.adopt_founders(votes, &mut effects),
             Entry::Certified(certified) => {
                 // The signatures were checked when the height was written, and are again.
-                let _ = self.adopt(certified, Time::ZERO, &mut effects);
+                let height = certified.height;
+                self.adopt(certified, Time::ZERO, &mut effects)?;
+                if height >= self.certified {
+                    let expected = self.certified;
+                    let problem = format!("height {height} stands where {expected} should");
+                    return Err(Offence::FalseHistory(problem));
+                }
             }
             Entry::Own { height, segment } => self.restore_own(height, segment),
             Entry::Acked { height, set, segments, evidence, controls } => {
-                let Some(state) = self.heights.get_mut(&height) else { return };
+                let Some(state) = self.heights.get_mut(&height) else { return Ok(()) };
                 if state.certified.is_some() {
-                    return;
+                    return Ok(());
                 }
                 for (origin, segment) in segments {
                     if origin.index() < state.ledger.roster_len() {
@@ -571,6 +581,7 @@ impl Protocol {
             }
         }
         out.extend(effects.into_iter().filter(|output| matches!(output, Output::Apply(_))));
+        Ok(())
     }
 
     fn restore_own(&mut self, height: u64, segment: Segment) {
@@ -665,7 +676,7 @@ mod tests {
         set.lens[1] = 3;
         let (segments, evidence, controls) = Default::default();
         let entry = Entry::Acked { height: 0, set, segments, evidence, controls };
-        protocol.restore(entry, &mut Vec::new());
+        protocol.restore(entry, &mut Vec::new()).unwrap();
         wake_as_asked(&mut protocol);
         assert!(protocol.heights[&0].is_short && protocol.heights[&0].signed.is_empty());
     }

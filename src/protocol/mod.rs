@@ -40,7 +40,7 @@ use crate::round::{Deal, RoundValues, directions, walk_len_max};
 use crate::selection::Measured;
 use crate::start::{Start, founders_of};
 use crate::time::Time;
-use crate::update::RoundUpdate;
+use crate::update::{Coefficient, RoundUpdate};
 
 use acks::Acks;
 use link::Link;
@@ -221,6 +221,8 @@ pub struct Protocol {
     values: BTreeMap<u64, Measured>,
     applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
+    /// What earlier rounds pay out is not told: the caller has a model that holds it.
+    told_from: u64,
     /// What is held of the oldest open round, until something that it follows from changes.
     tally: Option<Tally>,
 
@@ -284,6 +286,7 @@ impl Protocol {
             values: BTreeMap::new(),
             applied: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            told_from: 0,
             tally: None,
             round: 0,
             position: 0,
@@ -590,6 +593,23 @@ impl Protocol {
     /// closed or long certified.
     pub fn update_of(&self, round: Round) -> Option<&RoundUpdate> {
         self.applied.get(&round.0).map(Arc::as_ref)
+    }
+
+    /// From now on, what rounds before `round` pay out is not told, nor how it changes: the caller gets a
+    /// model that holds it, such as a checkpoint's. [`Round`] 0 ends it.
+    pub fn tell_from(&mut self, round: Round) {
+        self.told_from = round.0;
+    }
+
+    /// What closed rounds from `round` on have paid out, as the changes that take it back. `None` when
+    /// some of it is forgotten.
+    pub fn take_back_from(&self, round: Round) -> Option<Vec<Change>> {
+        let kept = self.applied.range(round.0..self.closed.max(round.0));
+        let all = kept.clone().count() as u64 == self.closed.saturating_sub(round.0);
+        let coefficients = kept.flat_map(|(_, update)| &update.coefficients);
+        let change =
+            |of: &Coefficient| Change { round: of.round, slot: of.slot, from: of.value, to: 0 };
+        all.then(|| coefficients.map(change).collect())
     }
 
     /// Origins whose records count for nothing, with the height from which on: they contradicted

@@ -1,5 +1,7 @@
 //! What comes out of the protocol.
 
+use thiserror::Error;
+
 use crate::audit::Score;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, Slot};
@@ -105,13 +107,16 @@ pub struct Change {
 }
 
 /// What a neighbor did wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Offence {
     /// Bytes that are no frame: the connection is lost at once.
+    #[error("no frame: {0}")]
     Undecodable(String),
     /// Statements that are not signed by those they name, or break a limit.
+    #[error("a statement that cannot be: {0}")]
     InvalidStatement(String),
     /// A history that its certificates do not cover.
+    #[error("a history that its certificates do not cover: {0}")]
     FalseHistory(String),
 }
 

@@ -324,6 +324,9 @@ impl Protocol {
                 if reach > 1 { Some(Arc::new(self.update(round))) } else { self.alone(round) };
             let Some(update) = update else { continue };
             let before = self.applied.insert(round, Arc::clone(&update));
+            if round < self.told_from {
+                continue;
+            }
             let before = before.as_ref().map_or(&[][..], |before| &before.coefficients);
             difference(before, &update.coefficients, &mut changes);
         }

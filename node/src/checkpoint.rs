@@ -1,0 +1,240 @@
+//! Checkpoints: the model after a certified height, in a safetensors file.
+//!
+//! A checkpoint holds the exact integer state (`I32`, in units of each tensor's LSB) and, in its
+//! metadata, the run, the height, the digest chain up to it, the LSBs and the state's hash. It is
+//! believed only as far as the chain goes: who uses one derives the chain from the certified history
+//! itself, and takes the model when both agree. So it saves the replay of the model, never a check.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rumormill::id::RunId;
+use rumormill::params::{Layout, State};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+
+use crate::run::hex;
+
+/// Name of a node's own checkpoint in its data directory.
+pub const CHECKPOINT_NAME: &str = "checkpoint.safetensors";
+
+/// What the file says it is; the number is the version of its format.
+const FORMAT: &str = "rumormill checkpoint 1";
+
+/// What a checkpoint is of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stand {
+    /// The run.
+    pub run: RunId,
+    /// Heights certified.
+    pub height: u64,
+    /// The first round that is not in it.
+    pub round: u64,
+    /// The digest chain after these heights, hexadecimal.
+    pub chain: String,
+}
+
+/// A model after a certified height.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// What it is of.
+    pub stand: Stand,
+    /// The model.
+    pub state: State,
+}
+
+/// The units of a layout's tensors, in its order.
+fn units(layout: &Layout) -> String {
+    let of_all = layout.tensors().iter().map(|tensor| tensor.lsb_log2.to_string());
+    of_all.collect::<Vec<_>>().join(" ")
+}
+
+/// Writes a checkpoint, whole or not at all.
+///
+/// # Errors
+/// The system refused.
+pub fn write(path: &Path, stand: &Stand, state: &State) -> Result<()> {
+    let entries = [
+        ("format", FORMAT.to_owned()),
+        ("run", stand.run.to_string()),
+        ("height", stand.height.to_string()),
+        ("round", stand.round.to_string()),
+        ("chain", stand.chain.clone()),
+        ("lsb_log2", units(state.layout())),
+        ("state_hash", hex(&state.hash())),
+    ];
+    let metadata = entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+    let bytes: Vec<Vec<u8>> = state
+        .layout()
+        .tensors()
+        .iter()
+        .map(|tensor| &state.values()[tensor.offset..tensor.offset + tensor.len])
+        .map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        .collect();
+    write_tensors(path, state.layout(), Dtype::I32, &bytes, metadata)
+}
+
+/// Writes the weights as `F32`, with the names and shapes that the model gives its tensors.
+///
+/// # Errors
+/// The system refused.
+pub fn export(path: &Path, stand: &Stand, state: &State) -> Result<()> {
+    let entries = [
+        // What the Python libraries look for.
+        ("format", "pt".to_owned()),
+        ("rumormill_run", stand.run.to_string()),
+        ("rumormill_round", stand.round.to_string()),
+        ("rumormill_state_hash", hex(&state.hash())),
+    ];
+    let metadata = entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+    let mut weights = vec![0.0; state.layout().dim()];
+    state.write_view(&mut weights);
+    let bytes: Vec<Vec<u8>> = state
+        .layout()
+        .tensors()
+        .iter()
+        .map(|tensor| &weights[tensor.offset..tensor.offset + tensor.len])
+        .map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        .collect();
+    write_tensors(path, state.layout(), Dtype::F32, &bytes, metadata)
+}
+
+fn write_tensors(
+    path: &Path,
+    layout: &Layout,
+    dtype: Dtype,
+    bytes: &[Vec<u8>],
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    let views = layout.tensors().iter().zip(bytes).map(|(tensor, bytes)| {
+        let view = TensorView::new(dtype, tensor.shape.clone(), bytes)?;
+        Ok((tensor.name.clone(), view))
+    });
+    let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
+    let file = views.and_then(|views| serialize(views, Some(metadata)));
+    let file = file.with_context(|| format!("cannot encode {}", path.display()))?;
+    crate::init::write_atomically(path, &file)
+}
+
+/// Reads a checkpoint of a run whose base model is `base`.
+///
+/// # Errors
+/// The file cannot be read, is no checkpoint, is of another run or model, or is damaged: the message
+/// names the file and both values.
+pub fn read(path: &Path, run: RunId, base: &State) -> Result<Checkpoint> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    decode(&bytes, run, base).with_context(|| path.display().to_string())
+}
+
+fn decode(bytes: &[u8], run: RunId, base: &State) -> Result<Checkpoint> {
+    let no_file = "not a whole safetensors file; take another copy of the checkpoint";
+    let (_, header) = SafeTensors::read_metadata(bytes).context(no_file)?;
+    let tensors = SafeTensors::deserialize(bytes).context(no_file)?;
+    let metadata = header.metadata().as_ref();
+    let entry = |key: &str| {
+        let value = metadata.and_then(|of| of.get(key));
+        value
+            .map(String::as_str)
+            .with_context(|| format!("no checkpoint: it does not say its {key}"))
+    };
+    let format = entry("format")?;
+    ensure!(
+        format == FORMAT,
+        "its format is {format:?}, this program reads {FORMAT:?}; `rumormill checkpoint` writes one"
+    );
+    let found = entry("run")?;
+    ensure!(found == run.to_string(), "it is of run {found}, not of {run}");
+    let number = |key: &str| -> Result<u64> {
+        entry(key)?.parse().with_context(|| format!("its {key} is no number"))
+    };
+    let (height, round, chain) = (number("height")?, number("round")?, entry("chain")?.to_owned());
+    let layout = base.layout();
+    let (found, ours) = (entry("lsb_log2")?, units(layout));
+    ensure!(found == ours, "the units of its tensors are {found}, those of the base model {ours}");
+    let mut values = Vec::with_capacity(layout.dim());
+    for tensor in layout.tensors() {
+        let view = tensors
+            .tensor(&tensor.name)
+            .with_context(|| format!("it has no tensor {}", tensor.name))?;
+        if view.dtype() != Dtype::I32 || view.shape() != tensor.shape {
+            bail!(
+                "tensor {} is {:?} of shape {:?}, the run's is I32 of shape {:?}",
+                tensor.name,
+                view.dtype(),
+                view.shape(),
+                tensor.shape
+            );
+        }
+        let words = view.data().as_chunks::<4>().0;
+        values.extend(words.iter().map(|&bytes| i32::from_le_bytes(bytes)));
+    }
+    let state = State::from_values(layout.clone(), values)?;
+    let (said, found) = (entry("state_hash")?, hex(&state.hash()));
+    ensure!(
+        said == found,
+        "it says that its state has hash {said}, but it has {found}: the file is damaged; delete it"
+    );
+    Ok(Checkpoint { stand: Stand { run, height, round, chain }, state })
+}
+
+/// Where a data directory keeps its checkpoint.
+pub fn path_in(directory: &Path) -> PathBuf {
+    directory.join(CHECKPOINT_NAME)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rumormill::params::TensorSpec;
+
+    fn base() -> State {
+        let specs = vec![TensorSpec::new("weight", &[2, 3]), TensorSpec::new("bias", &[2])];
+        State::from_base(specs, &[0.5, -1.0, 0.25, 0.0, 2.0, 1.0, 0.0, 0.0]).unwrap()
+    }
+
+    fn stand() -> Stand {
+        Stand { run: RunId([7; 32]), height: 3, round: 24, chain: "abcd".into() }
+    }
+
+    #[test]
+    fn a_checkpoint_reads_back_bit_for_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.safetensors");
+        write(&path, &stand(), &base()).unwrap();
+        let back = read(&path, RunId([7; 32]), &base()).unwrap();
+        assert_eq!(back, Checkpoint { stand: stand(), state: base() });
+    }
+
+    #[test]
+    fn every_flipped_byte_and_every_cut_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.safetensors");
+        write(&path, &stand(), &base()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let whole = decode(&bytes, RunId([7; 32]), &base()).unwrap();
+        for at in 0..bytes.len() {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            // What does not matter (the order of keys, padding) may change; the model may not.
+            if let Ok(read) = decode(&flipped, RunId([7; 32]), &base()) {
+                assert_eq!(read.state, whole.state, "byte {at}");
+            }
+            assert!(decode(&bytes[..at], RunId([7; 32]), &base()).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn another_run_or_model_is_refused_with_both_values() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c.safetensors");
+        write(&path, &stand(), &base()).unwrap();
+        let error = |run, base: &State| format!("{:#}", read(&path, run, base).unwrap_err());
+        let other = error(RunId([8; 32]), &base());
+        assert!(other.contains("0707") && other.contains("0808"), "{other}");
+        let wide = State::from_base(vec![TensorSpec::new("weight", &[3])], &[1.0; 3]).unwrap();
+        assert!(error(RunId([7; 32]), &wide).contains("units"));
+        export(&path, &stand(), &base()).unwrap();
+        assert!(error(RunId([7; 32]), &base()).contains("format"));
+    }
+}

@@ -1,0 +1,161 @@
+//! `checkpoint`, `export`, `eval`, `verify` and `node --resume`: what can be done with a node's model, and
+//! what is said when its files are not what they should be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::daemon::{LONG, PACED, address, all_identical, certified, init, node};
+use crate::support::{Ended, folder, run, text};
+
+/// Two nodes in folders `a` and `b` that ended a run of softmax on the digits; the last line of the first.
+fn finished(folder: &Path, args: &[&str]) -> serde_json::Value {
+    let file = init(folder, 2, args);
+    let run = ["--run", text(&file)];
+    let first = node(&folder.join("a"), &run);
+    let peer = address(&first);
+    let second = node(&folder.join("b"), &[&run[..], &["--peer", &peer]].concat());
+    all_identical(vec![first, second]).swap_remove(0)
+}
+
+const SHORT: [&str; 6] = ["--rounds", "32", "--probes-per-round", "8", "--rounds-per-height", "4"];
+
+fn verify(directory: &Path) -> Ended {
+    run(&["verify", text(directory), "--json"])
+}
+
+fn checkpoint_of(directory: &Path) -> PathBuf {
+    directory.join("checkpoint.safetensors")
+}
+
+#[test]
+fn a_finished_run_verifies_evaluates_and_exports_as_its_nodes_ended() {
+    let folder = folder();
+    let line = finished(folder.path(), &SHORT);
+    let directory = folder.path().join("a");
+    let verified = verify(&directory);
+    assert_eq!(verified.code, 0, "{verified:#?}");
+    let verified = verified.json();
+    assert_eq!(verified["state_hash"], line["state_hash"]);
+    assert_eq!(verified["chain"], line["digest"]);
+    assert_eq!((&verified["certified"], &verified["checkpoint_height"]), (&8.into(), &8.into()));
+    let said = run(&["verify", text(&directory)]);
+    assert!(said.stdout.contains("VERIFIED"), "{said:#?}");
+
+    let evaluated = run(&["eval", "--data-dir", text(&directory), "--json"]).json();
+    assert_eq!(evaluated["accuracy"], line["accuracy"]);
+    assert_eq!(evaluated["state_hash"], line["state_hash"]);
+
+    let out = folder.path().join("weights.safetensors");
+    let ended = run(&["export", "--data-dir", text(&directory), "--out", text(&out)]);
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    let bytes = fs::read(&out).unwrap();
+    let weights = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let len: usize = weights.iter().map(|(_, view)| view.data().len()).sum();
+    assert_eq!(len, 4 * 2_570, "softmax on 256 pixels and 10 classes, f32");
+
+    // A checkpoint made from the log alone is the one that the node wrote.
+    let made = folder.path().join("made.safetensors");
+    fs::remove_file(checkpoint_of(&directory)).unwrap();
+    let ended =
+        run(&["checkpoint", "--data-dir", text(&directory), "--out", text(&made), "--json"]);
+    assert_eq!((ended.code, &ended.json()["height"]), (0, &8.into()));
+    assert_eq!(
+        fs::read(&made).unwrap(),
+        fs::read(checkpoint_of(&folder.path().join("b"))).unwrap()
+    );
+}
+
+#[test]
+fn damage_and_foreign_files_are_named_with_their_place_and_both_values() {
+    let folder = folder();
+    finished(folder.path(), &SHORT);
+    let directory = folder.path().join("a");
+    let log = directory.join("ledger.log");
+    let whole = fs::read(&log).unwrap();
+    let damaged = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        fs::write(&log, bytes).unwrap();
+        let ended = verify(&directory);
+        assert_eq!(ended.code, 1, "byte {at}: {ended:#?}");
+        ended.stderr
+    };
+    let middle = damaged(whole.len() / 2);
+    assert!(middle.contains("ledger.log") && middle.contains("at byte"), "{middle}");
+    let of_run = damaged(20);
+    assert!(of_run.contains("belongs to run"), "{of_run}");
+    assert!(damaged(3).contains("not a ledger log"));
+    // An entry that was cut short by a crash is none.
+    fs::write(&log, &whole[..whole.len() - 5]).unwrap();
+    let kept = checkpoint_of(&directory);
+    let checkpoint = fs::read(&kept).unwrap();
+    fs::remove_file(&kept).unwrap();
+    let cut = verify(&directory);
+    assert_eq!(cut.code, 0, "{cut:#?}");
+    assert!(cut.json()["unfinished_bytes"].as_u64() > Some(0), "{cut:#?}");
+    fs::write(&log, &whole).unwrap();
+
+    let mut bytes = checkpoint;
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&kept, &bytes).unwrap();
+    let said = verify(&directory).stderr;
+    assert!(said.contains("checkpoint.safetensors") && said.contains("has hash"), "{said}");
+    let said = run(&["eval", "--data-dir", text(&directory), "--checkpoint", text(&kept)]).stderr;
+    assert!(said.contains("damaged"), "{said}");
+
+    let other = folder.path().join("other");
+    fs::create_dir(&other).unwrap();
+    finished(&other, &[&SHORT[..], &["--seed", "2"]].concat());
+    fs::copy(checkpoint_of(&other.join("a")), &kept).unwrap();
+    let said = verify(&directory).stderr;
+    assert!(said.contains("it is of run"), "{said}");
+    let file = text(&folder.path().join("run.toml")).to_owned();
+    let resumed = node(&folder.path().join("c"), &["--run", &file, "--resume", text(&kept)]).end();
+    assert_eq!(resumed.code, 1);
+    assert!(resumed.stderr.contains("it is of run"), "{resumed:#?}");
+    let nowhere = run(&["verify", text(&folder.path().join("nowhere"))]);
+    assert!(nowhere.stderr.contains("no data directory"), "{nowhere:#?}");
+}
+
+#[test]
+fn a_running_node_writes_a_checkpoint_and_goes_on_from_it_after_a_kill() {
+    let folder = folder();
+    let file = init(folder.path(), 3, &LONG);
+    let run_args = [&["--run", text(&file)], &PACED[..]].concat();
+    let first = node(&folder.path().join("a"), &run_args);
+    let peer = address(&first);
+    let follow = [&run_args[..], &["--peer", &peer]].concat();
+    let second = node(&folder.path().join("b"), &follow);
+    let directory = folder.path().join("killed");
+    let killed = node(&directory, &follow);
+    killed.wait_for(&certified(6));
+    let written = run(&["checkpoint", "--data-dir", text(&directory), "--json"]);
+    assert_eq!(written.code, 0, "{written:#?}");
+    assert!(written.json()["height"].as_u64() >= Some(6), "{written:#?}");
+    let copy = folder.path().join("copy.safetensors");
+    fs::copy(checkpoint_of(&directory), &copy).unwrap();
+    killed.signal("KILL");
+    killed.end();
+    let killed = node(&directory, &follow);
+    let said = killed.wait_for("resumed from the log");
+    assert!(said.contains("model_from=\"checkpoint\""), "{said}");
+    // A stranger that has but the file takes its model when history has come to it.
+    let late =
+        node(&folder.path().join("late"), &[&follow[..], &["--resume", text(&copy)]].concat());
+    late.wait_for("the checkpoint fits the certified history");
+    all_identical(vec![first, second, killed, late]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_said_and_costs_nothing_but_time() {
+    let folder = folder();
+    let line = finished(folder.path(), &SHORT);
+    let directory = folder.path().join("a");
+    fs::write(checkpoint_of(&directory), b"no checkpoint").unwrap();
+    let file = folder.path().join("run.toml");
+    let again = node(&directory, &["--run", text(&file)]);
+    let ended = again.end();
+    assert!(ended.stderr.contains("replayed from its base"), "{}", ended.stderr);
+    assert_eq!(ended.json()["state_hash"], line["state_hash"]);
+}
