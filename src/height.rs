@@ -338,6 +338,24 @@ impl ChainDigest {
     }
 }
 
+impl std::str::FromStr for ChainDigest {
+    type Err = String;
+
+    /// 64 hexadecimal digits.
+    fn from_str(text: &str) -> Result<ChainDigest, String> {
+        let wrong = || format!("'{}' is no digest of 64 hexadecimal digits", text.escape_debug());
+        let digits = text.as_bytes();
+        if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+            return Err(wrong());
+        }
+        let mut bytes = [0; 32];
+        for (byte, at) in bytes.iter_mut().zip((0..).step_by(2)) {
+            *byte = u8::from_str_radix(&text[at..at + 2], 16).map_err(|_| wrong())?;
+        }
+        Ok(ChainDigest(bytes))
+    }
+}
+
 impl std::fmt::Display for ChainDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))

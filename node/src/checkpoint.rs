@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use rumormill::height::ChainDigest;
 use rumormill::id::RunId;
 use rumormill::params::{Layout, State};
 use safetensors::tensor::{Dtype, TensorView};
@@ -31,8 +32,8 @@ pub struct Stand {
     pub height: u64,
     /// The first round that is not in it.
     pub round: u64,
-    /// The digest chain after these heights, hexadecimal.
-    pub chain: String,
+    /// The digest chain after these heights.
+    pub chain: ChainDigest,
 }
 
 /// A model after a certified height.
@@ -60,7 +61,7 @@ pub fn write(path: &Path, stand: &Stand, state: &State) -> Result<()> {
         ("run", stand.run.to_string()),
         ("height", stand.height.to_string()),
         ("round", stand.round.to_string()),
-        ("chain", stand.chain.clone()),
+        ("chain", stand.chain.to_string()),
         ("lsb_log2", units(state.layout())),
         ("state_hash", hex(&state.hash())),
     ];
@@ -148,7 +149,8 @@ fn decode(bytes: &[u8], run: RunId, base: &State) -> Result<Checkpoint> {
     let number = |key: &str| -> Result<u64> {
         entry(key)?.parse().with_context(|| format!("its {key} is no number"))
     };
-    let (height, round, chain) = (number("height")?, number("round")?, entry("chain")?.to_owned());
+    let (height, round) = (number("height")?, number("round")?);
+    let chain = entry("chain")?.parse().map_err(anyhow::Error::msg).context("its chain")?;
     let layout = base.layout();
     let (found, ours) = (entry("lsb_log2")?, units(layout));
     ensure!(found == ours, "the units of its tensors are {found}, those of the base model {ours}");
@@ -194,7 +196,7 @@ mod tests {
     }
 
     fn stand() -> Stand {
-        Stand { run: RunId([7; 32]), height: 3, round: 24, chain: "abcd".into() }
+        Stand { run: RunId([7; 32]), height: 3, round: 24, chain: ChainDigest([0xab; 32]) }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use rumormill::data::shard::Shards;
 use rumormill::fault::value::{Liar, Lie};
 use rumormill::fault::wire::Saboteur;
 use rumormill::fault::{Fault, FaultKind};
+use rumormill::height::ChainDigest;
 use rumormill::id::{NodeId, Origin, Round};
 use rumormill::keys::Keys;
 use rumormill::manifest::{Manifest, ManifestError};
@@ -30,7 +31,7 @@ use crate::fault::{Deceit, Lab, WITNESSES_MAX, Witness};
 use crate::identity::{Identity, node_of, peer_of};
 use crate::net::{Counters, Network, NetworkConfig, NetworkError, NetworkEvent, ResponseToken};
 use crate::net::{DownReason, RequestId};
-use crate::resume::{Logged, Move, ResumeError, Settled, resume, settle};
+use crate::resume::{Logged, Move, ResumeError, resume};
 use crate::siege::Siege;
 use crate::store::{Store, StoreError};
 
@@ -136,16 +137,14 @@ pub enum DaemonError {
     Log(#[from] ResumeError),
     /// The checkpoint that was asked for is of another history.
     #[error(
-        "the checkpoint is of another history: after {height} heights its digest chain is {found}, \
-         the run's is {expected}; leave --resume out"
+        "the checkpoint is of another history: after {height} heights the digest chain of the run is \
+         not its {chain}; leave --resume out"
     )]
     Checkpoint {
         /// Heights in it.
         height: u64,
         /// Its chain.
-        found: String,
-        /// The chain derived here.
-        expected: String,
+        chain: ChainDigest,
     },
     /// The private shards cannot be cut.
     #[error("cannot cut the training rows into shards: {0}")]
@@ -561,22 +560,14 @@ impl Daemon {
 
     /// Takes the awaited checkpoint's model when history has come to it.
     fn settle_checkpoint(&mut self) -> Result<(), DaemonError> {
-        let Some(stand) = self.awaited.as_ref().map(|checkpoint| checkpoint.stand.clone()) else {
-            return Ok(());
-        };
-        match settle(&mut self.protocol, &mut self.awaited) {
-            Some(Settled::Load(state)) => {
-                info!(height = stand.height, "the checkpoint fits the certified history");
-                self.evaluator.load(state);
-                Ok(())
-            }
-            Some(Settled::Differs) => Err(DaemonError::Checkpoint {
-                height: stand.height,
-                found: stand.chain,
-                expected: self.protocol.digest().to_string(),
-            }),
-            None => Ok(()),
+        let Some(fits) = self.protocol.awaited_fits() else { return Ok(()) };
+        let Some(Checkpoint { stand, state }) = self.awaited.take() else { return Ok(()) };
+        if !fits {
+            return Err(DaemonError::Checkpoint { height: stand.height, chain: stand.chain });
         }
+        info!(height = stand.height, "the checkpoint fits the certified history");
+        self.evaluator.load(state);
+        Ok(())
     }
 
     fn checkpoint_if_due(&mut self) {
@@ -610,7 +601,7 @@ impl Daemon {
             run: self.protocol.run_id(),
             height: self.protocol.certified(),
             round,
-            chain: self.protocol.digest().to_string(),
+            chain: self.protocol.digest(),
         };
         self.evaluator.show(beyond, move |state| {
             then(crate::checkpoint::write(&path, &stand, state).map(|()| stand));

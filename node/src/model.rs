@@ -150,7 +150,7 @@ impl Replayed {
             run,
             height,
             round: height * u64::from(file.run.rounds_per_height),
-            chain: protocol.digest().to_string(),
+            chain: protocol.digest(),
         };
         let entries = log.len();
         Ok(Replayed { file, prepared, stand, state, entries, unfinished, protocol })
@@ -343,7 +343,7 @@ pub fn run_verify(args: &VerifyArgs) -> Result<u8> {
         true => {
             let object = json!({
                 "run": stand.run.to_string(), "entries": entries, "certified": stand.height,
-                "heights": heights, "chain": stand.chain, "state_hash": hex(&state.hash()),
+                "heights": heights, "chain": stand.chain.to_string(), "state_hash": hex(&state.hash()),
                 "checkpoint_height": checkpoint_height, "unfinished_bytes": unfinished,
                 "members": protocol.roster().len(), "seconds": started.elapsed().as_secs_f64(),
             });

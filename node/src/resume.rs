@@ -4,13 +4,13 @@
 //! from the base model, or taken from a checkpoint whose digest chain is the one that the log leads to:
 //! then only what came after it is replayed.
 
-use rumormill::id::Round;
+use rumormill::id::Height;
 use rumormill::keys::Keys;
 use rumormill::manifest::{Manifest, ManifestError};
 use rumormill::params::State;
 use rumormill::protocol::{Change, Config, Entry, Output, Protocol};
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Stand};
 
 /// An entry of the log, and the byte of the file it begins at.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,8 +50,7 @@ pub enum ResumeError {
 /// Derives the protocol from the log.
 ///
 /// The checkpoint is used when the chain at its height is its own. When the log does not reach so far and
-/// `waits`, it comes back: then the model lacks what rounds before it paid out, and the caller loads it once
-/// the protocol has certified as much, with [`settle`].
+/// `waits`, it comes back: the caller loads its model once [`Protocol::awaited_fits`] says so.
 ///
 /// # Errors
 /// See [`ResumeError`].
@@ -66,73 +65,44 @@ pub fn resume(
 ) -> Result<(Protocol, Option<Checkpoint>), ResumeError> {
     if let Some(checkpoint) = checkpoint {
         let mut protocol = Protocol::new(manifest.clone(), keys.clone(), config.clone())?;
-        protocol.tell_from(Round(checkpoint.stand.round));
-        let mut awaited = Some(checkpoint);
+        let Stand { height, chain, .. } = checkpoint.stand;
+        protocol.await_model(Height(height), chain);
         // Few, as the model's part is in the checkpoint; kept back until that is known to fit.
-        let mut changes = Vec::new();
-        let mut fits = true;
-        let mut loaded = None;
-        restore(&mut protocol, log, &mut |protocol, new| {
-            changes.extend(new);
-            match settle(protocol, &mut awaited) {
-                Some(Settled::Load(state)) => loaded = Some(state),
-                Some(Settled::Differs) => fits = false,
-                None => {}
+        let mut kept = Vec::new();
+        restore(&mut protocol, log, &mut |changes| kept.extend(changes))?;
+        match protocol.awaited_fits() {
+            Some(true) => {
+                moves(Move::Load(checkpoint.state));
+                moves(Move::Apply(kept));
+                return Ok((protocol, None));
             }
-            fits
-        })?;
-        if fits && (waits || awaited.is_none()) {
-            loaded.into_iter().for_each(|state| moves(Move::Load(state)));
-            moves(Move::Apply(changes));
-            return Ok((protocol, awaited));
+            None if waits => {
+                moves(Move::Apply(kept));
+                return Ok((protocol, Some(checkpoint)));
+            }
+            _ => tracing::warn!(
+                height,
+                "the checkpoint does not fit the log; the model is replayed from its base"
+            ),
         }
-        tracing::warn!("the checkpoint does not fit the log; the model is replayed from its base");
     }
     let mut protocol = Protocol::new(manifest.clone(), keys.clone(), config.clone())?;
-    restore(&mut protocol, log, &mut |_, changes| {
+    restore(&mut protocol, log, &mut |changes| {
         if !changes.is_empty() {
             moves(Move::Apply(changes));
         }
-        true
     })?;
     Ok((protocol, None))
 }
 
-/// What a checkpoint comes to once as many heights are certified as it has.
-pub enum Settled {
-    /// Its chain is the one derived here: this is the model.
-    Load(State),
-    /// Its chain is another one.
-    Differs,
-}
-
-/// Compares an awaited checkpoint with the protocol; it is taken when that could be said.
-pub fn settle(protocol: &mut Protocol, awaited: &mut Option<Checkpoint>) -> Option<Settled> {
-    let height = awaited.as_ref()?.stand.height;
-    if protocol.certified() < height {
-        return None;
-    }
-    let checkpoint = awaited.take()?;
-    if protocol.certified() > height || protocol.digest().to_string() != checkpoint.stand.chain {
-        return Some(Settled::Differs);
-    }
-    protocol.tell_from(Round(0));
-    Some(Settled::Load(checkpoint.state))
-}
-
-/// Replays a log; `watch` sees the changes of every entry, and says whether to go on.
+/// Replays a log; `watch` sees the changes of every entry.
 fn restore(
     protocol: &mut Protocol,
     log: &[Logged],
-    watch: &mut dyn FnMut(&mut Protocol, Vec<Change>) -> bool,
+    watch: &mut dyn FnMut(Vec<Change>),
 ) -> Result<(), ResumeError> {
     let mut outputs = Vec::new();
-    // A log of nothing may still meet a checkpoint of nothing.
-    let mut goes_on = watch(protocol, Vec::new());
     for Logged { offset, entry } in log {
-        if !goes_on {
-            break;
-        }
         protocol.restore(entry.clone(), &mut outputs).map_err(|offence| ResumeError::Entry {
             offset: *offset,
             problem: offence.to_string(),
@@ -141,8 +111,7 @@ fn restore(
             Output::Apply(changes) => changes,
             _ => Vec::new(),
         });
-        let changes = changes.collect();
-        goes_on = watch(protocol, changes);
+        watch(changes.collect());
     }
     Ok(())
 }

@@ -318,6 +318,7 @@ impl Protocol {
         }
         out.push(Output::Record(Entry::Certified(self.export(height))));
         self.certified = height + 1;
+        self.meet_model();
         self.impatient = 0;
         out.push(Output::Event(Event::Certified {
             height: Height(height),

@@ -221,8 +221,11 @@ pub struct Protocol {
     values: BTreeMap<u64, Measured>,
     applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
-    /// What earlier rounds pay out is not told: the caller has a model that holds it.
-    told_from: u64,
+    /// The caller gets the model after so many heights if the chain is then this one: what earlier rounds
+    /// pay out is not told until then.
+    awaited: Option<(u64, ChainDigest)>,
+    /// Whether the chain was that, once the height was reached.
+    awaited_fits: Option<bool>,
     /// What is held of the oldest open round, until something that it follows from changes.
     tally: Option<Tally>,
 
@@ -286,7 +289,8 @@ impl Protocol {
             values: BTreeMap::new(),
             applied: BTreeMap::new(),
             dirty: BTreeSet::new(),
-            told_from: 0,
+            awaited: None,
+            awaited_fits: None,
             tally: None,
             round: 0,
             position: 0,
@@ -435,13 +439,18 @@ impl Protocol {
                 self.roster.from(*origin).is_some_and(|from| from.0 + 1 >= height && from.0 > 0)
             };
             // Not of height − 1: that is still open when this height's first records are made.
-            // Verdicts take effect two heights later, so all know them by then.
-            let counts = |origin: &Origin| {
-                !self.is_excluded(*origin, height - 2) && !self.is_convicted(*origin, height)
+            let counts = |origin: &Origin| !self.is_equivocator(*origin, height - 2);
+            // A larger certificate may change when audits convicted somebody. His records count for
+            // nothing from then on, but as long as that can change he keeps his place in the deal:
+            // otherwise records that were measured before would count along other slots.
+            let stays = |origin: &Origin| {
+                self.is_convicted(*origin, height)
+                    && !height.checked_sub(DEEP).is_some_and(|of| self.is_convicted(*origin, of))
             };
+            let worked = |origin: &Origin| summary.active.binary_search(origin).is_ok();
             let active: Vec<Origin> = all
                 .clone()
-                .filter(|origin| summary.active.binary_search(origin).is_ok() || new(origin))
+                .filter(|origin| worked(origin) || new(origin) || stays(origin))
                 .filter(counts)
                 .collect();
             let active = if active.is_empty() { all.collect() } else { active };
@@ -461,8 +470,12 @@ impl Protocol {
     }
 
     fn is_excluded(&self, origin: Origin, height: u64) -> bool {
+        self.is_equivocator(origin, height) || self.is_convicted(origin, height)
+    }
+
+    /// Whether it contradicted itself at a height or before.
+    fn is_equivocator(&self, origin: Origin, height: u64) -> bool {
         self.excluded.get(&origin).is_some_and(|&from| from <= height)
-            || self.is_convicted(origin, height)
     }
 
     fn is_convicted(&self, origin: Origin, height: u64) -> bool {
@@ -595,10 +608,36 @@ impl Protocol {
         self.applied.get(&round.0).map(Arc::as_ref)
     }
 
-    /// From now on, what rounds before `round` pay out is not told, nor how it changes: the caller gets a
-    /// model that holds it, such as a checkpoint's. [`Round`] 0 ends it.
-    pub fn tell_from(&mut self, round: Round) {
-        self.told_from = round.0;
+    /// Says that the caller has the model after `height` certified heights of the history with this
+    /// chain, such as a checkpoint's: until as much is certified here, what the rounds of these heights
+    /// pay out is not told. [`Self::awaited_fits`] says then whether the chains are the same; if not,
+    /// the model is lost, and another protocol value must derive it.
+    ///
+    /// # Panics
+    /// If something was certified before.
+    pub fn await_model(&mut self, height: Height, chain: ChainDigest) {
+        assert_eq!(self.certified, 0, "a model is awaited from the start");
+        self.awaited = Some((height.0, chain));
+        self.meet_model();
+    }
+
+    /// Whether the awaited model's history is this one; `None` before that is known.
+    pub fn awaited_fits(&self) -> Option<bool> {
+        self.awaited_fits
+    }
+
+    /// Compares the chains when the awaited height is reached.
+    fn meet_model(&mut self) {
+        if let Some((height, chain)) = self.awaited.filter(|(height, _)| *height == self.certified)
+        {
+            self.awaited_fits = Some(self.chains[&height] == chain);
+            self.awaited = None;
+        }
+    }
+
+    /// Whether the payouts of a round are told.
+    fn is_told(&self, round: u64) -> bool {
+        self.awaited.is_none_or(|(height, _)| round >= self.first_round(height))
     }
 
     /// What closed rounds from `round` on have paid out, as the changes that take it back. `None` when

@@ -257,9 +257,16 @@ impl Protocol {
         if self.manifest.directions == Directions::Private {
             return self.tally.as_ref().is_some_and(Tally::is_complete);
         }
+        let height = self.height_of(round);
+        // Of those that audits left in, as many may be faulty as such a roster tolerates.
+        let convicted = |origin: &&Origin| self.is_convicted(**origin, height);
+        let gone = params.active.iter().filter(convicted).count();
+        let left = params.roster_len.saturating_sub(self.convicted.len());
+        let (active, faulty) =
+            (params.active.len() - gone, params.faulty.min(self.manifest.faulty_of(left)));
         let parts = &self.tally.as_ref().expect("just made").parts;
         let origins: usize = parts.iter().sum();
-        let mut left_out = params.faulty.min(origins.saturating_sub(1));
+        let mut left_out = faulty.min(origins.saturating_sub(1));
         let mut held = 0;
         for (values, &origins) in parts.iter().enumerate().rev() {
             let dropped = origins.min(left_out);
@@ -267,7 +274,6 @@ impl Protocol {
             held += values * (origins - dropped);
         }
         let target = (self.manifest.probes_per_round as usize).min(params.walk_len);
-        let (active, faulty) = (params.active.len(), params.faulty);
         let wanted = target * active.saturating_sub(faulty).max(1);
         // As many may be silent as are left out: what the others can make at most is enough.
         let possible = params.walk_len * active.saturating_sub(2 * faulty).max(1);
@@ -324,7 +330,7 @@ impl Protocol {
                 if reach > 1 { Some(Arc::new(self.update(round))) } else { self.alone(round) };
             let Some(update) = update else { continue };
             let before = self.applied.insert(round, Arc::clone(&update));
-            if round < self.told_from {
+            if !self.is_told(round) {
                 continue;
             }
             let before = before.as_ref().map_or(&[][..], |before| &before.coefficients);

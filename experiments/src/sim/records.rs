@@ -256,6 +256,7 @@ pub fn follow(
     let states: Vec<[u8; 32]> =
         up(plan, &network).map(|node| network.trainer.state(node).hash()).collect();
     let models = states.iter().collect::<BTreeSet<_>>().len();
+    report_news(plan, &network, seed);
     let standings = standings(plan, &network, &judged);
     Ok(Outcome { seed, verdict, samples, models: Some(models), standings })
 }
@@ -295,6 +296,30 @@ impl Judged {
         }
         let share = (weighed > 0 && all > 0.0).then_some(weight / all);
         ((trusted > 0).then(|| trust / f64::from(trusted)), share)
+    }
+}
+
+/// What the first honest node has to say of verdicts and replaced heights, on stderr.
+fn report_news(plan: &Plan, network: &Simulation<ModelTrainer>, seed: u64) {
+    let Some(witness) = up(plan, network).next() else { return };
+    let name = |id| (0..plan.nodes).find(|&node| network.trainer.id(node) == id);
+    for (at, event) in &network.nodes[witness].events {
+        let at = at.as_secs_f64();
+        match event {
+            Event::Convicted { origin, from, score } => eprintln!(
+                "seed {seed}: {at:.2} s: node {:?} excluded from height {} on: audits fit by {:.2} \
+                 ({} repetitions by {} auditors)",
+                name(*origin),
+                from.0,
+                score.correlation,
+                score.samples,
+                score.auditors
+            ),
+            Event::Replaced { height } => {
+                eprintln!("seed {seed}: {at:.2} s: a larger certificate of height {}", height.0);
+            }
+            _ => {}
+        }
     }
 }
 
