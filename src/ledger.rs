@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use bincode::{Decode, Encode};
 
+use crate::codec::varint_len;
 use crate::id::{Height, NodeId, Origin, RunId};
 use crate::keys::{Keys, Scheme, Signature};
 
@@ -206,16 +207,7 @@ impl Segment {
     /// gives the whole.
     pub fn delta(&self, height: u64, origin: Origin, offset: usize) -> SegmentDelta {
         let offset = if offset > self.bytes.len() { 0 } else { offset };
-        // The round of the first byte that is sent; a delta without bytes repeats the last round.
-        let mut before = 0;
-        let mut first_round = 0;
-        for (round, &count) in self.counts.iter().enumerate() {
-            first_round = round;
-            before += usize::from(count);
-            if before > offset {
-                break;
-            }
-        }
+        let first_round = self.round_at(offset);
         SegmentDelta {
             height,
             origin: origin.0,
@@ -226,6 +218,20 @@ impl Segment {
             closed: self.closed,
             signature: self.signature,
         }
+    }
+
+    /// The round of the first byte after `offset`; that of the last round when there is none.
+    fn round_at(&self, offset: usize) -> usize {
+        let mut before = 0;
+        let mut at = 0;
+        for (round, &count) in self.counts.iter().enumerate() {
+            at = round;
+            before += usize::from(count);
+            if before > offset {
+                break;
+            }
+        }
+        at
     }
 }
 
@@ -248,6 +254,11 @@ impl Held {
         Arc::new(Held { segment, hash: OnceLock::new() })
     }
 
+    /// The segment.
+    pub fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
     /// [`segment_hash`] of the first `len` bytes; that of the whole is made once.
     pub fn hash_of_prefix(&self, len: usize) -> [u8; 32] {
         let Segment { counts, bytes, .. } = &self.segment;
@@ -255,6 +266,42 @@ impl Held {
             return *self.hash.get_or_init(|| segment_hash(counts, bytes));
         }
         segment_hash(&counts_of_prefix(counts, len), &bytes[..len])
+    }
+}
+
+/// A segment that a neighbor is told of, from an offset on: a [`SegmentDelta`] before its bytes are
+/// copied.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The height.
+    pub height: u64,
+    /// Whose records.
+    pub origin: Origin,
+    /// Bytes that the neighbor is known to hold, at most the segment's.
+    pub offset: usize,
+    /// The segment, signed by its origin.
+    pub held: Arc<Held>,
+}
+
+impl Told {
+    /// What goes over the wire.
+    pub fn delta(&self) -> SegmentDelta {
+        self.held.segment.delta(self.height, self.origin, self.offset)
+    }
+
+    /// The length of the delta's encoding.
+    pub fn encoded_len(&self) -> usize {
+        let Segment { counts, bytes, closed: _, signature } = &self.held.segment;
+        let first_round = self.held.segment.round_at(self.offset);
+        let counts = counts.get(first_round..).unwrap_or_default();
+        let new = bytes.len() - self.offset;
+        let numbers = [self.origin.index(), self.offset, first_round, counts.len(), new];
+        varint_len(self.height as usize)
+            + numbers.map(varint_len).iter().sum::<usize>()
+            + counts.iter().map(|&count| varint_len(usize::from(count))).sum::<usize>()
+            + new
+            + size_of::<bool>()
+            + signature.0.len()
     }
 }
 
@@ -338,8 +385,8 @@ impl Ledger {
     }
 
     /// The segment held of `origin`, with its hash.
-    pub fn held(&self, origin: Origin) -> Option<&Held> {
-        self.segments.get(origin.index()).and_then(Option::as_deref)
+    pub fn held(&self, origin: Origin) -> Option<&Arc<Held>> {
+        self.segments.get(origin.index()).and_then(Option::as_ref)
     }
 
     /// All segments held.
@@ -402,12 +449,22 @@ impl Ledger {
     /// Takes a delta that completes a statement which was checked before, provided that what is
     /// held is a beginning of it; otherwise `None`, and [`Ledger::insert`] decides.
     pub fn insert_checked(&mut self, delta: &SegmentDelta, checked: &Checked) -> Option<Inserted> {
-        let origin = Origin(delta.origin);
         let found = checked.find(delta)?;
+        self.insert_held(Origin(delta.origin), usize::from(delta.offset), found)
+    }
+
+    /// Takes a segment that is known to be signed by its origin, told from `offset` on, like
+    /// [`Ledger::insert_checked`].
+    pub fn insert_held(
+        &mut self,
+        origin: Origin,
+        offset: usize,
+        found: &Arc<Held>,
+    ) -> Option<Inserted> {
         if origin.index() >= self.segments.len() || self.evidence.contains_key(&origin) {
             return None;
         }
-        let (new_len, offset) = (found.segment.bytes.len(), usize::from(delta.offset));
+        let new_len = found.segment.bytes.len();
         let mut before = 0;
         if let Some(held) = &self.segments[origin.index()] {
             before = held.segment.bytes.len();
@@ -424,8 +481,7 @@ impl Ledger {
         if offset > before {
             return None;
         }
-        let found = Arc::clone(found);
-        self.put(origin, Some(found));
+        self.put(origin, Some(Arc::clone(found)));
         Some(Inserted::Extended(new_len - before))
     }
 
@@ -625,6 +681,19 @@ mod tests {
                 if cut == 10 { Inserted::Duplicate(0) } else { Inserted::Extended(10 - cut) };
             assert_eq!(second, Ok(expected), "cut {cut}");
             assert_eq!(ledger.segment(Origin(0)), Some(&whole), "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_has_the_length_of_its_delta() {
+        let keys = Keys::simulated(0);
+        for counts in [&[][..], &[3, 0, 5, 2], &[0, 0, 8], &[300, 260, 251]] {
+            let held = Held::new(segment(&keys, counts, 7));
+            for offset in 0..=held.segment.bytes.len() {
+                let held = Arc::clone(&held);
+                let told = Told { height: 300, origin: Origin(251), offset, held };
+                assert_eq!(told.encoded_len(), crate::codec::encode(&told.delta()).len());
+            }
         }
     }
 

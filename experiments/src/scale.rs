@@ -68,6 +68,9 @@ pub struct Scale {
     /// Exchanges of a node with all its neighbors in the time of a round's probes.
     #[arg(long, default_value_t = 1.0)]
     exchanges: f64,
+    /// Encode and decode every frame; otherwise frames are passed on as values and only counted.
+    #[arg(long)]
+    bytes: bool,
     /// Seed of graph, data and clocks.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -116,6 +119,7 @@ impl Scale {
         let link = LinkModel { loss: self.loss, ..LinkModel::default() };
         let mut network = Simulation::new(manifest, keys, configs, edges, link, self.seed, trainer);
         network.keeps_logs = false;
+        network.passes_frames = !self.bytes;
         let started = Instant::now();
         network.start_all();
         let done = network.run(Time::from_millis(24 * 3_600_000));

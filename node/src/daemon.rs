@@ -456,6 +456,7 @@ impl Daemon {
     fn perform(&mut self, output: Output) -> Result<Option<Input>, DaemonError> {
         match output {
             Output::Record(entry) => self.store.append(&entry),
+            Output::Pass { .. } => unreachable!("this protocol was not told to pass frames"),
             Output::Send { to, bytes } => {
                 // Nothing leaves before what it follows from is written.
                 self.store.flush()?;

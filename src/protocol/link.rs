@@ -8,11 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Stats;
-use super::{DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, Output, Protocol};
+use super::{
+    DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, Output, Passed, Protocol,
+};
 use crate::clock::PoissonClock;
 use crate::height::{Ack, ControlKey};
 use crate::id::{Height, NodeId, Origin};
-use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta};
+use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta, Told};
 use crate::message::{AckGroup, Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
 use crate::protocol::agree::UNSIGNED;
 use crate::protocol::work::round_part;
@@ -207,6 +209,11 @@ impl Link {
     }
 }
 
+/// Bytes of a segment in a frame, about.
+fn budgeted(told: &Told) -> usize {
+    told.held.segment().bytes.len() - told.offset + 80
+}
+
 /// Bytes of evidence in a frame, about.
 fn evidence_len(evidence: &Evidence) -> usize {
     evidence.first.bytes.len() + evidence.second.bytes.len() + 1024
@@ -251,6 +258,28 @@ fn set_len(lens: &mut BTreeMap<u64, Vec<u16>>, height: u64, origin: u16, len: u1
         lens.resize(at + 1, 0);
     }
     lens[at] = len;
+}
+
+/// What a neighbor says of an origin's segment.
+enum Statement {
+    Delta(SegmentDelta),
+    Told(Told),
+}
+
+impl Statement {
+    fn of(&self) -> (u64, Origin) {
+        match self {
+            Statement::Delta(delta) => (delta.height, Origin(delta.origin)),
+            Statement::Told(told) => (told.height, told.origin),
+        }
+    }
+
+    fn into_delta(self) -> SegmentDelta {
+        match self {
+            Statement::Delta(delta) => delta,
+            Statement::Told(told) => told.delta(),
+        }
+    }
 }
 
 impl Protocol {
@@ -363,9 +392,10 @@ impl Protocol {
             link.told.clear();
             link.send_full = false;
         }
+        let mut segments = Vec::new();
         for height in self.window(link.certified) {
             if stage != Stage::Open {
-                self.add_segments(height, &mut link, &mut exchange.segments);
+                self.add_segments(height, &mut link, &mut segments);
             }
             if stage != Stage::Close {
                 exchange.have.extend(self.changed_lens(height, &mut link, exchange.full));
@@ -374,7 +404,7 @@ impl Protocol {
             self.add_controls(height, &mut link, &mut exchange);
         }
         exchange.sums = self.sums(&mut link, stage);
-        let empty = exchange.segments.is_empty()
+        let empty = segments.is_empty()
             && exchange.acks.is_empty()
             && exchange.controls.is_empty()
             && exchange.evidence.is_empty()
@@ -384,7 +414,14 @@ impl Protocol {
         if stage != Stage::Close || !empty {
             link.sequence = link.sequence.wrapping_add(1);
             link.lost_track = false;
-            link.send(peer, Frame::Exchange(exchange).encode(), &mut self.stats, out);
+            if self.passes_frames {
+                let frame = Passed::new(exchange, segments);
+                self.stats.bytes_sent += frame.encoded_len() as u64;
+                out.push(Output::Pass { to: peer, frame });
+            } else {
+                exchange.segments = segments.iter().map(Told::delta).collect();
+                link.send(peer, Frame::Exchange(exchange).encode(), &mut self.stats, out);
+            }
         }
         self.links.insert(peer, link);
     }
@@ -405,9 +442,9 @@ impl Protocol {
     }
 
     /// Segments that the neighbor lacks.
-    fn add_segments(&self, height: u64, link: &mut Link, segments: &mut Vec<SegmentDelta>) {
+    fn add_segments(&self, height: u64, link: &mut Link, segments: &mut Vec<Told>) {
         let Some(state) = self.heights.get(&height) else { return };
-        let mut used: usize = segments.iter().map(|delta| delta.bytes.len() + 80).sum();
+        let mut used: usize = segments.iter().map(budgeted).sum();
         let last = height + 1 == self.manifest.heights();
         let held = state.ledger.lens();
         let mut candidates: Vec<u16> = Vec::new();
@@ -419,7 +456,8 @@ impl Protocol {
         }
         for at in candidates {
             let origin = Origin(at);
-            let Some(segment) = state.ledger.segment(origin) else { continue };
+            let Some(held) = state.ledger.held(origin) else { continue };
+            let segment = held.segment();
             let known = len_at(&link.known, height, at);
             let whole = link.wanted_there.contains(&(height, at));
             // The last height's closing statement may come without new records.
@@ -429,8 +467,8 @@ impl Protocol {
                 continue;
             }
             let offset = if whole { 0 } else { usize::from(known) };
-            let delta = segment.delta(height, origin, offset);
-            used += delta.bytes.len() + 80;
+            let told = Told { height, origin, offset, held: held.clone() };
+            used += budgeted(&told);
             link.wanted_there.remove(&(height, at));
             if last && segment.closed {
                 link.closed.insert(origin);
@@ -438,7 +476,7 @@ impl Protocol {
             let len = segment.bytes.len() as u16;
             set_len(&mut link.known, height, at, len);
             set_len(&mut link.told, height, at, len);
-            segments.push(delta);
+            segments.push(told);
         }
     }
 
@@ -555,7 +593,27 @@ impl Protocol {
             // The neighbor's hello was lost or is on its way: the edge's clock asks for it again.
             Ok(_) if !self.links[&from].greeted => {}
             Ok(Frame::Start { present, votes }) => self.on_start(from, present, votes, now, out),
-            Ok(Frame::Exchange(exchange)) => self.on_exchange(from, exchange, now, out),
+            Ok(Frame::Exchange(mut exchange)) => {
+                let segments = std::mem::take(&mut exchange.segments);
+                let segments = segments.into_iter().map(Statement::Delta);
+                self.on_exchange(from, exchange, segments, now, out);
+            }
+        }
+    }
+
+    /// A neighbor's frame that was handed over as a value.
+    pub(super) fn on_passed(
+        &mut self,
+        from: NodeId,
+        frame: Passed,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        self.stats.bytes_received += frame.encoded_len() as u64;
+        if self.links.get(&from).is_some_and(|link| link.greeted) {
+            let (exchange, segments) = frame.into_parts();
+            let segments = segments.into_iter().map(Statement::Told);
+            self.on_exchange(from, exchange, segments, now, out);
         }
     }
 
@@ -608,7 +666,14 @@ impl Protocol {
         }
     }
 
-    fn on_exchange(&mut self, from: NodeId, exchange: Exchange, now: Time, out: &mut Vec<Output>) {
+    fn on_exchange(
+        &mut self,
+        from: NodeId,
+        exchange: Exchange,
+        segments: impl Iterator<Item = Statement>,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
         if !self.is_started() {
             // The neighbor has started: ask who founded the run.
             let link = self.links.get_mut(&from).expect("checked by the caller");
@@ -619,7 +684,7 @@ impl Protocol {
         }
         let stage = exchange.stage;
         self.note(from, &exchange);
-        if let Err(offence) = self.take_statements(from, exchange, out) {
+        if let Err(offence) = self.take_statements(from, exchange, segments, out) {
             self.offend(from, offence, out);
         }
         self.close_rounds(now, out);
@@ -706,12 +771,12 @@ impl Protocol {
         &mut self,
         from: NodeId,
         exchange: Exchange,
+        mut segments: impl Iterator<Item = Statement>,
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let invalid = |what: String| Offence::InvalidStatement(what);
         let mut link = self.links.remove(&from).expect("frames are taken from links only");
-        let mut segments = exchange.segments.into_iter();
-        let refused = segments.find_map(|delta| self.take_segment(&mut link, delta, out).err());
+        let refused = segments.find_map(|told| self.take_segment(&mut link, told, out).err());
         self.links.insert(from, link);
         if let Some(error) = refused {
             return Err(invalid(error.to_string()));
@@ -756,10 +821,10 @@ impl Protocol {
     fn take_segment(
         &mut self,
         link: &mut Link,
-        delta: SegmentDelta,
+        statement: Statement,
         out: &mut Vec<Output>,
     ) -> Result<(), InsertError> {
-        let (height, origin) = (delta.height, Origin(delta.origin));
+        let (height, origin) = statement.of();
         // Outside the open window: ignored, not punished. The neighbor may be ahead or behind.
         if !(self.certified..self.certified + OPEN).contains(&height) {
             return Ok(());
@@ -767,7 +832,7 @@ impl Protocol {
         let Some(params) = self.params(height) else { return Ok(()) };
         let Some(&id) = self.roster.id(origin).filter(|_| origin.index() < params.roster_len)
         else {
-            return Err(InsertError::UnknownOrigin(delta.origin));
+            return Err(InsertError::UnknownOrigin(origin.0));
         };
         if id == self.me {
             return Ok(());
@@ -781,12 +846,17 @@ impl Protocol {
             limits: params.limits,
         };
         let before = state.ledger.len_of(origin);
-        let checked = self.cache.as_ref().map(|cache| cache.lock());
-        let known = checked.and_then(|c| state.ledger.insert_checked(&delta, &c.segments));
+        let known = match &statement {
+            Statement::Told(told) => state.ledger.insert_held(origin, told.offset, &told.held),
+            Statement::Delta(delta) => {
+                let checked = self.cache.as_ref().map(|cache| cache.lock());
+                checked.and_then(|c| state.ledger.insert_checked(delta, &c.segments))
+            }
+        };
         let inserted = match known {
             Some(inserted) => inserted,
             None => {
-                let inserted = state.ledger.insert(&context, &id, delta)?;
+                let inserted = state.ledger.insert(&context, &id, statement.into_delta())?;
                 if let (Some(cache), Inserted::Extended(_)) = (&self.cache, &inserted) {
                     state.ledger.share(height, origin, &mut cache.lock().segments);
                 }

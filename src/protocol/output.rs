@@ -1,5 +1,6 @@
 //! What comes out of the protocol.
 
+use super::Passed;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, Slot};
 use crate::ledger::{Evidence, Segment};
@@ -17,6 +18,15 @@ pub enum Output {
         to: NodeId,
         /// The frame's bytes.
         bytes: Vec<u8>,
+    },
+    /// Hand a frame to a neighbor in the same process; only after [`Protocol::pass_frames`].
+    ///
+    /// [`Protocol::pass_frames`]: super::Protocol::pass_frames
+    Pass {
+        /// The neighbor.
+        to: NodeId,
+        /// The frame.
+        frame: Passed,
     },
     /// Ask a neighbor.
     Request {
