@@ -247,11 +247,24 @@ fn counts_fit(counts: &[u16], len: usize, limits: SegmentLimits) -> bool {
 pub struct Held {
     segment: Segment,
     hash: OnceLock<[u8; 32]>,
+    /// The same for all versions of an own segment, of which the shorter is a prefix of the longer:
+    /// where they are handed on within a process nobody compares their bytes.
+    line: Option<Arc<()>>,
 }
 
 impl Held {
     fn new(segment: Segment) -> Arc<Held> {
-        Arc::new(Held { segment, hash: OnceLock::new() })
+        Arc::new(Held { segment, hash: OnceLock::new(), line: None })
+    }
+
+    /// Whether this is a prefix of a later statement of the same origin.
+    fn is_prefix_of(&self, longer: &Held) -> bool {
+        match (&self.line, &longer.line) {
+            (Some(own), Some(other)) if Arc::ptr_eq(own, other) => {
+                self.segment.bytes.len() <= longer.segment.bytes.len()
+            }
+            _ => self.segment.is_prefix_of(&longer.segment),
+        }
     }
 
     /// The segment.
@@ -431,7 +444,9 @@ impl Ledger {
             self.segment(origin).is_none_or(|held| held.is_prefix_of(&segment)),
             "an own segment only ever grows"
         );
-        self.put(origin, Some(Held::new(segment)));
+        let line = self.held(origin).and_then(|held| held.line.clone()).unwrap_or_default();
+        let held = Held { segment, hash: OnceLock::new(), line: Some(line) };
+        self.put(origin, Some(Arc::new(held)));
     }
 
     /// Tells other ledgers of this process of a segment that is signed by its origin.
@@ -469,7 +484,7 @@ impl Ledger {
         if let Some(held) = &self.segments[origin.index()] {
             before = held.segment.bytes.len();
             let closes = found.segment.closed && !held.segment.closed;
-            if !held.segment.is_prefix_of(&found.segment) {
+            if !held.is_prefix_of(found) {
                 return None;
             }
             if new_len == before && !closes {

@@ -189,6 +189,9 @@ fn peak_mb() -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
+/// A direction's signs.
+type Signs = Arc<[f32; FEATURES + 1]>;
+
 /// Logistic regression on synthetic rows that all nodes hold.
 pub struct SyntheticLogistic {
     run: RunId,
@@ -199,7 +202,7 @@ pub struct SyntheticLogistic {
     /// By node, in units of 2⁻⁴⁰: coefficients add up exactly, in whatever order they come.
     models: Vec<[i64; FEATURES + 1]>,
     /// Signs of the directions of late rounds.
-    directions: BTreeMap<Round, BTreeMap<Slot, Arc<[f32; FEATURES + 1]>>>,
+    directions: BTreeMap<Round, Vec<Option<Signs>>>,
 }
 
 impl SyntheticLogistic {
@@ -226,16 +229,20 @@ impl SyntheticLogistic {
         }
     }
 
-    fn signs(&mut self, round: Round, slot: Slot) -> Arc<[f32; FEATURES + 1]> {
+    fn signs(&mut self, round: Round, slot: Slot) -> &Signs {
         if self.directions.len() > ROUNDS_KEPT {
             self.directions.pop_first();
         }
         let run = self.run;
-        let signs = self.directions.entry(round).or_default().entry(slot).or_insert_with(|| {
+        let slots = self.directions.entry(round).or_default();
+        let at = slot.0 as usize;
+        if slots.len() <= at {
+            slots.resize(at + 1, None);
+        }
+        slots[at].get_or_insert_with(|| {
             let direction = Direction::new(&run, round, slot);
             Arc::new(std::array::from_fn(|p| f32::from(direction.sign(0, p as u64))))
-        });
-        Arc::clone(signs)
+        })
     }
 
     /// The mean loss of a node's model over all rows.
@@ -272,7 +279,7 @@ fn logistic(margin: f32, label: bool) -> f32 {
 impl Trainer for SyntheticLogistic {
     fn apply(&mut self, node: usize, changes: &[Change]) {
         for change in changes {
-            let signs = self.signs(change.round, change.slot);
+            let signs = Arc::clone(self.signs(change.round, change.slot));
             let difference = change.to - change.from;
             for (value, sign) in self.models[node].iter_mut().zip(&*signs) {
                 *value += if *sign > 0.0 { difference } else { -difference };
@@ -281,7 +288,7 @@ impl Trainer for SyntheticLogistic {
     }
 
     fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32) {
-        let signs = self.signs(round, slot);
+        let signs = Arc::clone(self.signs(round, slot));
         minibatch(&self.run, &self.ids[node], round, slot, ROWS, &mut self.batch);
         let weights = view(&self.models[node]);
         let epsilon = 2f32.powi(EPSILON_LOG2);

@@ -278,7 +278,8 @@ impl Protocol {
         state.acks.keep_only(&set.digest);
         state.certified = Some(set.clone());
         state.current = None;
-        self.reconsider();
+        self.reconsider_settings();
+        self.sums = self.sums.split_off(&end);
         for &origin in &set.equivocators {
             self.exclude(origin, height);
             self.dirty.extend(end..self.closed.max(end));
@@ -303,7 +304,7 @@ impl Protocol {
         self.chains.insert(height + 1, digest);
         let summary = self.summarize(height);
         self.summaries.insert(height, summary);
-        self.reconsider();
+        self.reconsider_settings();
         for key in &set.controls {
             let ControlKey::Join(id) = key;
             if self.roster.admit(*id, Height(height + 2)) && *id == self.me {
@@ -468,6 +469,7 @@ impl Protocol {
     fn derive_again(&mut self, height: u64, end: u64) {
         let first = self.first_round(height);
         self.deals.split_off(&first);
+        self.sums.clear();
         self.dirty.extend(first..end);
     }
 

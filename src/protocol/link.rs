@@ -885,11 +885,17 @@ impl Protocol {
                     self.tally_growth(origin, before, after);
                 }
                 let segment = self.heights[&height].ledger.segment(origin).expect("just extended");
+                let excluded = self.is_excluded(origin, height);
                 let mut end = 0;
                 for (round, &count) in (first..self.closed).zip(&segment.counts) {
+                    let start = end;
                     end += usize::from(count);
                     if end > before && count > 0 {
                         self.dirty.insert(round);
+                        if let Some(sums) = self.sums.get_mut(&round).filter(|_| !excluded) {
+                            let part = &segment.bytes[start..end];
+                            sums.add(origin, &part[..part.len().min(params.walk_len)]);
+                        }
                     }
                 }
             }

@@ -16,6 +16,7 @@ mod input;
 mod link;
 mod output;
 mod passed;
+mod sums;
 mod work;
 
 use std::cell::RefCell;
@@ -43,6 +44,7 @@ use crate::update::RoundUpdate;
 
 use acks::Acks;
 use link::Link;
+use sums::Sums;
 use work::Tally;
 
 /// Certified heights that are kept in memory: a larger certificate may still replace them, and
@@ -212,6 +214,8 @@ pub struct Protocol {
     values: BTreeMap<u64, RoundValues>,
     applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
+    /// Sums of closed rounds of open heights, with rule `mean` and everything paid at once.
+    sums: BTreeMap<u64, Sums>,
     /// What is held of the oldest open round, until something that it follows from changes.
     tally: Option<Tally>,
 
@@ -275,6 +279,7 @@ impl Protocol {
             values: BTreeMap::new(),
             applied: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            sums: BTreeMap::new(),
             tally: None,
             round: 0,
             position: 0,
@@ -394,14 +399,20 @@ impl Protocol {
     }
 
     /// Something changed that settings of heights and the sufficiency of rounds follow from.
-    fn reconsider(&mut self) {
+    fn reconsider_settings(&mut self) {
         self.settings.get_mut().clear();
         self.tally = None;
     }
 
+    /// So did something in rounds that are closed, other than that records were added.
+    fn reconsider(&mut self) {
+        self.reconsider_settings();
+        self.sums.clear();
+    }
+
     /// Makes the states of the heights in which records are taken.
     fn open_heights(&mut self) {
-        self.reconsider();
+        self.reconsider_settings();
         for height in self.certified..self.certified + OPEN {
             let Some(params) = self.params(height) else { break };
             self.heights.entry(height).or_insert_with(|| HeightState::new(params.roster_len));

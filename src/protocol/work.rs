@@ -10,14 +10,15 @@ use std::sync::Arc;
 
 use super::{
     Change, Event, GradientClock, HeightParams, HeightState, Output, Protocol, RoundUpdate,
-    RoundValues, Time,
+    RoundValues, Sums, Time,
 };
 use crate::id::{Origin, Round, Slot};
 use crate::lb8;
 use crate::manifest::Directions;
 use crate::round::Deal;
+use crate::selection::Rule;
 use crate::spsa::projected_gradient;
-use crate::update::{Coefficient, round_update};
+use crate::update::{Coefficient, mean_update, round_update};
 
 impl Protocol {
     /// Asks for as many probes as the pipeline and the gradient clock allow.
@@ -147,6 +148,7 @@ impl Protocol {
         if state.own.bytes.is_empty() {
             // Until now the ledger spoke for this node.
             self.tally = None;
+            self.sums.clear();
         }
         state.own.bytes.push(lb8::encode(value, params.exponent));
         if state.own.counts.len() <= within {
@@ -162,6 +164,12 @@ impl Protocol {
         }
         if round.0 < self.closed {
             self.dirty.insert(round.0);
+            let me = self.roster.origin(&self.me).filter(|&me| !self.is_excluded(me, height));
+            if let (Some(origin), Some(sums)) = (me, self.sums.get_mut(&round.0)) {
+                let own = &self.heights[&height].own;
+                let part = round_part(&own.counts, &own.bytes, within);
+                sums.add(origin, &part[..part.len().min(params.walk_len)]);
+            }
         }
     }
 
@@ -335,11 +343,39 @@ impl Protocol {
         {
             return Some(update);
         }
-        let values = self.decode(round)?;
-        let update = Arc::new(self.update_from(round, &[&values]));
+        let update = Arc::new(match self.summed(round) {
+            Some(update) => update,
+            None => {
+                let values = self.decode(round)?;
+                self.update_from(round, &[&values])
+            }
+        });
         if let (Some(cache), Some(key)) = (&self.cache, key) {
             cache.lock().remember_update(round, key, Arc::clone(&update));
         }
+        Some(update)
+    }
+
+    /// The same for a round of an open height with rule `mean`, from sums that are kept.
+    fn summed(&mut self, round: u64) -> Option<RoundUpdate> {
+        let height = self.height_of(round);
+        let open = self.heights.get(&height).is_some_and(|state| state.certified.is_none());
+        if self.manifest.selection != Rule::Mean || !open {
+            return None;
+        }
+        if !self.sums.contains_key(&round) {
+            let params = self.params(height)?;
+            let deal = Arc::clone(self.deal(round, &params));
+            let mut sums = Sums::new(deal, params.exponent, params.roster_len);
+            self.parts(round, &params).for_each(|(origin, part)| sums.add(origin, part));
+            self.sums.insert(round, sums);
+        }
+        let sums = &self.sums[&round];
+        let update = mean_update(&self.manifest, Round(round), &sums.means(), sums.weights());
+        debug_assert!(
+            self.decode(round).is_some_and(|all| update == self.update_from(round, &[&all])),
+            "kept sums are those of all records"
+        );
         Some(update)
     }
 
