@@ -252,6 +252,33 @@ pub struct Held {
     line: Option<Arc<()>>,
 }
 
+impl PartialEq for Held {
+    fn eq(&self, other: &Held) -> bool {
+        self.segment == other.segment
+    }
+}
+
+/// As the segment alone.
+impl Encode for Held {
+    fn encode<E: bincode::enc::Encoder>(
+        &self,
+        encoder: &mut E,
+    ) -> Result<(), bincode::error::EncodeError> {
+        self.segment.encode(encoder)
+    }
+}
+
+impl<Context> Decode<Context> for Held {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Held, bincode::error::DecodeError> {
+        let segment = Decode::decode(decoder)?;
+        Ok(Held { segment, hash: OnceLock::new(), line: None })
+    }
+}
+
+bincode::impl_borrow_decode!(Held);
+
 impl Held {
     fn new(segment: Segment) -> Arc<Held> {
         Arc::new(Held { segment, hash: OnceLock::new(), line: None })
@@ -375,6 +402,8 @@ pub struct Ledger {
     segments: Vec<Option<Arc<Held>>>,
     /// The lengths of `segments`, for comparisons with what neighbors hold.
     lens: Vec<u16>,
+    /// 1 where a segment is closed, otherwise 0: for the same comparisons.
+    closed: Vec<u16>,
     /// Origins that contradicted themselves, with the proof.
     evidence: BTreeMap<Origin, Evidence>,
     /// Counts the changes.
@@ -387,6 +416,7 @@ impl Ledger {
         Ledger {
             segments: vec![None; roster_len],
             lens: vec![0; roster_len],
+            closed: vec![0; roster_len],
             evidence: BTreeMap::new(),
             version: 0,
         }
@@ -417,6 +447,11 @@ impl Ledger {
         &self.lens
     }
 
+    /// By origin: 1 where the segment held is closed, otherwise 0.
+    pub fn closed(&self) -> &[u16] {
+        &self.closed
+    }
+
     /// A number that is another one after every change.
     pub fn version(&self) -> u64 {
         self.version
@@ -424,6 +459,7 @@ impl Ledger {
 
     fn put(&mut self, origin: Origin, held: Option<Arc<Held>>) {
         self.lens[origin.index()] = held.as_ref().map_or(0, |held| held.segment.bytes.len() as u16);
+        self.closed[origin.index()] = held.as_ref().map_or(0, |held| held.segment.closed.into());
         self.segments[origin.index()] = held;
         self.version += 1;
     }

@@ -53,8 +53,8 @@ impl Protocol {
         let logged = |at: usize| floor.is_some_and(|floor| floor.lens[at] == set.lens[at]);
         let segments = (0..state.ledger.roster_len())
             .filter(|&at| Origin(at as u16) != origin && !logged(at))
-            .filter_map(|at| Some(Origin(at as u16)).zip(state.ledger.segment(Origin(at as u16))))
-            .map(|(origin, segment)| (origin, segment.clone()));
+            .filter_map(|at| Some(Origin(at as u16)).zip(state.ledger.held(Origin(at as u16))))
+            .map(|(origin, held)| (origin, Arc::clone(held)));
         out.push(Output::Record(Entry::Acked {
             height,
             set: set.clone(),
@@ -163,8 +163,7 @@ impl Protocol {
             return false;
         };
         let Some(state) = self.heights.get_mut(&height) else { return true };
-        let held = state.acks.get(origin);
-        if state.certified.is_some() || held.is_some_and(|held| held.weight >= ack.weight) {
+        if state.certified.is_some() || state.acks.has(origin, ack.weight) {
             return true;
         }
         let checked = self.cache.as_ref().and_then(|cache| cache.lock().ack(height, origin, &ack));
@@ -181,6 +180,16 @@ impl Protocol {
         };
         state.acks.insert(origin, ack);
         true
+    }
+
+    /// Takes an ack that a node of this process has checked.
+    pub(super) fn take_checked_ack(&mut self, height: u64, origin: Origin, ack: Arc<Ack>) {
+        let roster_len = self.roster.len_at(Height(height));
+        let Some(state) = self.heights.get_mut(&height) else { return };
+        let known = state.certified.is_some() || state.acks.has(origin, ack.weight);
+        if origin.index() < roster_len && !known {
+            state.acks.insert(origin, ack);
+        }
     }
 
     /// Takes a control record of an open height.
@@ -551,7 +560,7 @@ impl Protocol {
                 }
                 for (origin, segment) in segments {
                     if origin.index() < state.ledger.roster_len() {
-                        state.ledger.set_certified(origin, Some(segment));
+                        state.ledger.set_certified(origin, Some(segment.segment().clone()));
                     }
                 }
                 for evidence in evidence {

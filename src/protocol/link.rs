@@ -6,6 +6,7 @@
 //! differences to the last one on the link; a gap in the frames' sequence makes the next one full.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Stats;
 use super::{
@@ -15,7 +16,8 @@ use crate::clock::PoissonClock;
 use crate::height::{Ack, ControlKey};
 use crate::id::{Height, NodeId, Origin};
 use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta, Told};
-use crate::message::{AckGroup, Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
+use crate::message::{Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
+use crate::protocol::acks::ToldAcks;
 use crate::protocol::agree::UNSIGNED;
 use crate::protocol::work::round_part;
 use crate::time::Time;
@@ -47,8 +49,8 @@ pub(super) struct Link {
     acks_told: BTreeMap<u64, u64>,
     controls: BTreeSet<(u64, ControlKey)>,
     evidence: BTreeSet<(u64, Origin)>,
-    /// Segments of the last height that the neighbor knows to be closed.
-    closed: BTreeSet<Origin>,
+    /// By origin: 1 where the neighbor knows the segment of the last height to be closed.
+    closed: Vec<u16>,
     /// Segments wanted whole by the neighbor, and from it. Both bounded by heights × roster.
     wanted_there: BTreeSet<(u64, u16)>,
     wanted_here: BTreeSet<(u64, u16)>,
@@ -90,7 +92,7 @@ impl Link {
             acks_told: BTreeMap::new(),
             controls: BTreeSet::new(),
             evidence: BTreeSet::new(),
-            closed: BTreeSet::new(),
+            closed: Vec::new(),
             wanted_there: BTreeSet::new(),
             wanted_here: BTreeSet::new(),
             oldest: 0,
@@ -175,6 +177,16 @@ impl Link {
         out.push(Output::Send { to, bytes });
     }
 
+    /// Notes that the neighbor has a member's ack of this weight.
+    fn note_ack(&mut self, height: u64, origin: Origin, weight: u64) {
+        let known = self.acks.entry(height).or_default();
+        if known.len() <= origin.index() {
+            known.resize(origin.index() + 1, 0);
+        }
+        let known = &mut known[origin.index()];
+        *known = (*known).max(weight.saturating_add(1));
+    }
+
     /// Forgets what either side holds from a height on, whose roster has changed.
     pub(super) fn reopen(&mut self, height: u64) {
         self.known.split_off(&height);
@@ -235,11 +247,11 @@ fn lens_of(lens: &mut BTreeMap<u64, Vec<u16>>, height: u64, roster_len: usize) -
 
 /// Calls `visit` with every index at which `ours` is larger than `theirs`. Most are equal, and most
 /// exchanges look at all: whole blocks are compared at once.
-fn for_each_longer(ours: &[u16], theirs: &[u16], mut visit: impl FnMut(usize)) {
+fn for_each_longer<T: Copy + PartialOrd>(ours: &[T], theirs: &[T], mut visit: impl FnMut(usize)) {
     const BLOCK: usize = 64;
     for (block, (ours, theirs)) in ours.chunks(BLOCK).zip(theirs.chunks(BLOCK)).enumerate() {
-        let longer = ours.iter().zip(theirs).fold(0, |any, (a, b)| any | u16::from(a > b));
-        if longer == 0 {
+        let longer = ours.iter().zip(theirs).fold(false, |any, (a, b)| any | (a > b));
+        if !longer {
             continue;
         }
         for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
@@ -392,7 +404,7 @@ impl Protocol {
             link.told.clear();
             link.send_full = false;
         }
-        let mut segments = Vec::new();
+        let (mut segments, mut acks) = (Vec::new(), Vec::new());
         for height in self.window(link.certified) {
             if stage != Stage::Open {
                 self.add_segments(height, &mut link, &mut segments);
@@ -400,12 +412,12 @@ impl Protocol {
             if stage != Stage::Close {
                 exchange.have.extend(self.changed_lens(height, &mut link, exchange.full));
             }
-            self.add_acks(height, &mut link, &mut exchange.acks);
+            self.add_acks(height, &mut link, &mut acks);
             self.add_controls(height, &mut link, &mut exchange);
         }
         exchange.sums = self.sums(&mut link, stage);
         let empty = segments.is_empty()
-            && exchange.acks.is_empty()
+            && acks.is_empty()
             && exchange.controls.is_empty()
             && exchange.evidence.is_empty()
             && exchange.wanted.is_empty()
@@ -415,11 +427,12 @@ impl Protocol {
             link.sequence = link.sequence.wrapping_add(1);
             link.lost_track = false;
             if self.passes_frames {
-                let frame = Passed::new(exchange, segments);
+                let frame = Passed::new(exchange, segments, acks);
                 self.stats.bytes_sent += frame.encoded_len() as u64;
                 out.push(Output::Pass { to: peer, frame });
             } else {
                 exchange.segments = segments.iter().map(Told::delta).collect();
+                exchange.acks = acks.iter().map(ToldAcks::group).collect();
                 link.send(peer, Frame::Exchange(exchange).encode(), &mut self.stats, out);
             }
         }
@@ -448,11 +461,21 @@ impl Protocol {
         let last = height + 1 == self.manifest.heights();
         let held = state.ledger.lens();
         let mut candidates: Vec<u16> = Vec::new();
-        if last || link.wanted_there.range((height, 0)..=(height, u16::MAX)).next().is_some() {
+        if last {
+            link.closed.resize(held.len(), 0);
+        }
+        if link.wanted_there.range((height, 0)..=(height, u16::MAX)).next().is_some() {
             candidates.extend(0..held.len() as u16);
         } else {
             let known = lens_of(&mut link.known, height, held.len());
             for_each_longer(held, known, |at| candidates.push(at as u16));
+            if last {
+                for_each_longer(state.ledger.closed(), &link.closed, |at| {
+                    candidates.push(at as u16);
+                });
+                candidates.sort_unstable();
+                candidates.dedup();
+            }
         }
         for at in candidates {
             let origin = Origin(at);
@@ -461,7 +484,7 @@ impl Protocol {
             let known = len_at(&link.known, height, at);
             let whole = link.wanted_there.contains(&(height, at));
             // The last height's closing statement may come without new records.
-            let closing = last && segment.closed && !link.closed.contains(&origin);
+            let closing = last && segment.closed && link.closed[origin.index()] == 0;
             let news = segment.bytes.len() > usize::from(known) || closing;
             if segment.signature == UNSIGNED || !(news || whole) || used > SEGMENT_BUDGET {
                 continue;
@@ -471,7 +494,7 @@ impl Protocol {
             used += budgeted(&told);
             link.wanted_there.remove(&(height, at));
             if last && segment.closed {
-                link.closed.insert(origin);
+                link.closed[origin.index()] = 1;
             }
             let len = segment.bytes.len() as u16;
             set_len(&mut link.known, height, at, len);
@@ -481,40 +504,40 @@ impl Protocol {
     }
 
     /// Acks that the neighbor lacks, grouped by the set they sign.
-    fn add_acks(&self, height: u64, link: &mut Link, groups: &mut Vec<AckGroup>) {
+    fn add_acks(&self, height: u64, link: &mut Link, groups: &mut Vec<ToldAcks>) {
         let Some(state) = self.heights.get(&height) else { return };
         let version = state.acks.version();
         if link.acks_told.get(&height) == Some(&version) {
             return;
         }
         let known = link.acks.entry(height).or_default();
+        let held = state.acks.weights();
+        if known.len() < held.len() {
+            known.resize(held.len(), 0);
+        }
+        let mut news = Vec::new();
+        for_each_longer(held, known, |at| news.push(at));
         let mut told: usize = groups.iter().map(|group| group.acks.len() + 1).sum();
         let mut all = true;
-        for (origin, ack) in state.acks.iter() {
-            if known.len() <= origin.index() {
-                known.resize(origin.index().max(state.ledger.roster_len() - 1) + 1, 0);
-            }
-            let known = &mut known[origin.index()];
-            // Weight 0 is the set of an absent height; it is told as well.
-            if *known > ack.weight {
-                continue;
-            }
+        for at in news {
             if told > ACKS_MAX {
                 all = false;
-                continue;
+                break;
             }
-            *known = ack.weight.saturating_add(1);
+            let origin = Origin(at as u16);
+            let ack = state.acks.get(origin).expect("it has a weight");
+            known[at] = held[at];
             told += 1;
             // A liar may sign one digest under two weights: the signature covers both.
-            let same = |group: &AckGroup| {
+            let same = |group: &ToldAcks| {
                 (group.height, group.weight, group.digest) == (height, ack.weight, ack.digest)
             };
-            let entry = (origin.0, ack.signature);
+            let entry = (origin, Arc::clone(ack));
             match groups.iter_mut().find(|group| same(group)) {
                 Some(group) => group.acks.push(entry),
                 None => {
                     told += 1;
-                    groups.push(AckGroup {
+                    groups.push(ToldAcks {
                         height,
                         weight: ack.weight,
                         digest: ack.digest,
@@ -596,7 +619,7 @@ impl Protocol {
             Ok(Frame::Exchange(mut exchange)) => {
                 let segments = std::mem::take(&mut exchange.segments);
                 let segments = segments.into_iter().map(Statement::Delta);
-                self.on_exchange(from, exchange, segments, now, out);
+                self.on_exchange(from, exchange, segments, Vec::new(), now, out);
             }
         }
     }
@@ -611,9 +634,9 @@ impl Protocol {
     ) {
         self.stats.bytes_received += frame.encoded_len() as u64;
         if self.links.get(&from).is_some_and(|link| link.greeted) {
-            let (exchange, segments) = frame.into_parts();
+            let (exchange, segments, acks) = frame.into_parts();
             let segments = segments.into_iter().map(Statement::Told);
-            self.on_exchange(from, exchange, segments, now, out);
+            self.on_exchange(from, exchange, segments, acks, now, out);
         }
     }
 
@@ -671,6 +694,7 @@ impl Protocol {
         from: NodeId,
         exchange: Exchange,
         segments: impl Iterator<Item = Statement>,
+        acks: Vec<ToldAcks>,
         now: Time,
         out: &mut Vec<Output>,
     ) {
@@ -684,7 +708,7 @@ impl Protocol {
         }
         let stage = exchange.stage;
         self.note(from, &exchange);
-        if let Err(offence) = self.take_statements(from, exchange, segments, out) {
+        if let Err(offence) = self.take_statements(from, exchange, segments, acks, out) {
             self.offend(from, offence, out);
         }
         self.close_rounds(now, out);
@@ -772,11 +796,13 @@ impl Protocol {
         from: NodeId,
         exchange: Exchange,
         mut segments: impl Iterator<Item = Statement>,
+        acks: Vec<ToldAcks>,
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let invalid = |what: String| Offence::InvalidStatement(what);
         let mut link = self.links.remove(&from).expect("frames are taken from links only");
-        let refused = segments.find_map(|told| self.take_segment(&mut link, told, out).err());
+        let me = self.roster.origin(&self.me);
+        let refused = segments.find_map(|told| self.take_segment(&mut link, me, told, out).err());
         self.links.insert(from, link);
         if let Some(error) = refused {
             return Err(invalid(error.to_string()));
@@ -803,12 +829,16 @@ impl Protocol {
                 if !self.take_ack(group.height, Origin(origin), ack) {
                     return Err(invalid(format!("ack of member {origin}")));
                 }
-                let known = self.link_mut(from).acks.entry(group.height).or_default();
-                let at = usize::from(origin);
-                if known.len() <= at {
-                    known.resize(at + 1, 0);
-                }
-                known[at] = known[at].max(group.weight.saturating_add(1));
+                self.link_mut(from).note_ack(group.height, Origin(origin), group.weight);
+            }
+        }
+        for told in acks {
+            if !(self.certified..self.certified + OPEN).contains(&told.height) {
+                continue;
+            }
+            for (origin, ack) in told.acks {
+                self.take_checked_ack(told.height, origin, ack);
+                self.link_mut(from).note_ack(told.height, origin, told.weight);
             }
         }
         Ok(())
@@ -821,6 +851,7 @@ impl Protocol {
     fn take_segment(
         &mut self,
         link: &mut Link,
+        me: Option<Origin>,
         statement: Statement,
         out: &mut Vec<Output>,
     ) -> Result<(), InsertError> {
@@ -830,11 +861,10 @@ impl Protocol {
             return Ok(());
         }
         let Some(params) = self.params(height) else { return Ok(()) };
-        let Some(&id) = self.roster.id(origin).filter(|_| origin.index() < params.roster_len)
-        else {
+        if origin.index() >= params.roster_len {
             return Err(InsertError::UnknownOrigin(origin.0));
-        };
-        if id == self.me {
+        }
+        if me == Some(origin) {
             return Ok(());
         }
         let (run, scheme) = (self.run, self.scheme);
@@ -856,7 +886,8 @@ impl Protocol {
         let inserted = match known {
             Some(inserted) => inserted,
             None => {
-                let inserted = state.ledger.insert(&context, &id, statement.into_delta())?;
+                let id = self.roster.id(origin).expect("the roster is as long as the height's");
+                let inserted = state.ledger.insert(&context, id, statement.into_delta())?;
                 if let (Some(cache), Inserted::Extended(_)) = (&self.cache, &inserted) {
                     state.ledger.share(height, origin, &mut cache.lock().segments);
                 }
@@ -887,15 +918,18 @@ impl Protocol {
                 let segment = self.heights[&height].ledger.segment(origin).expect("just extended");
                 let excluded = self.is_excluded(origin, height);
                 let mut end = 0;
-                for (round, &count) in (first..self.closed).zip(&segment.counts) {
+                for (round, &count) in (first..).zip(&segment.counts) {
                     let start = end;
                     end += usize::from(count);
-                    if end > before && count > 0 {
+                    if end <= before || count == 0 {
+                        continue;
+                    }
+                    if round < self.closed {
                         self.dirty.insert(round);
-                        if let Some(sums) = self.sums.get_mut(&round).filter(|_| !excluded) {
-                            let part = &segment.bytes[start..end];
-                            sums.add(origin, &part[..part.len().min(params.walk_len)]);
-                        }
+                    }
+                    if let Some(sums) = self.sums.get_mut(&round).filter(|_| !excluded) {
+                        let part = &segment.bytes[start..end];
+                        sums.add(origin, &part[..part.len().min(params.walk_len)]);
                     }
                 }
             }

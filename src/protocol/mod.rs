@@ -214,7 +214,8 @@ pub struct Protocol {
     values: BTreeMap<u64, RoundValues>,
     applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
-    /// Sums of closed rounds of open heights, with rule `mean` and everything paid at once.
+    /// Sums of rounds of open heights, with rule `mean` and everything paid at once; where there are
+    /// none, they are made when they are asked for.
     sums: BTreeMap<u64, Sums>,
     /// What is held of the oldest open round, until something that it follows from changes.
     tally: Option<Tally>,
@@ -404,7 +405,7 @@ impl Protocol {
         self.tally = None;
     }
 
-    /// So did something in rounds that are closed, other than that records were added.
+    /// So did something in open heights, other than that records were added.
     fn reconsider(&mut self) {
         self.reconsider_settings();
         self.sums.clear();
@@ -415,7 +416,16 @@ impl Protocol {
         self.reconsider_settings();
         for height in self.certified..self.certified + OPEN {
             let Some(params) = self.params(height) else { break };
-            self.heights.entry(height).or_insert_with(|| HeightState::new(params.roster_len));
+            if self.heights.contains_key(&height) {
+                continue;
+            }
+            self.heights.insert(height, HeightState::new(params.roster_len));
+            if self.keeps_sums() {
+                for round in self.first_round(height)..self.first_round(height + 1) {
+                    let sums = self.no_sums(round, &params);
+                    self.sums.insert(round, sums);
+                }
+            }
         }
     }
 

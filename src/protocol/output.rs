@@ -1,9 +1,11 @@
 //! What comes out of the protocol.
 
+use std::sync::Arc;
+
 use super::Passed;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, Slot};
-use crate::ledger::{Evidence, Segment};
+use crate::ledger::{Evidence, Held, Segment};
 use crate::manifest::Difference;
 use crate::message::{Request, StartVote};
 
@@ -85,7 +87,7 @@ pub enum Entry {
         set: RecordSet,
         /// Segments of others in it that were not in the set acknowledged before: after a restart
         /// this node must hold the very records it signed for, and may be the only one to.
-        segments: Vec<(Origin, Segment)>,
+        segments: Vec<(Origin, Arc<Held>)>,
         /// Proofs of equivocation in it.
         evidence: Vec<Evidence>,
         /// Control records in it.

@@ -1,4 +1,4 @@
-//! The means of an open round, kept up to date record by record.
+//! The means of a round of an open height, kept up to date record by record.
 //!
 //! A closed round is worked out again whenever records of it come late, about ten times with many
 //! nodes, and most of its records are the same each time. With rule `mean` the sum of a slot's
@@ -19,28 +19,26 @@ pub(super) struct Sums {
     exponent: i32,
     /// By slot: the sum of its values, and how many there are.
     slots: Vec<(f64, u32)>,
-    /// By origin: the bytes of its part that were added.
-    added: Vec<u16>,
-    /// By origin: whether it has a value.
-    present: Vec<bool>,
+    /// By origin: the bytes of its part that were added, and how many values they are.
+    added: Vec<(u16, u16)>,
 }
 
 impl Sums {
     pub(super) fn new(deal: Arc<Deal>, exponent: i32, roster_len: usize) -> Sums {
         let slots = vec![(0.0, 0); deal.directions() as usize];
-        Sums { deal, exponent, slots, added: vec![0; roster_len], present: vec![false; roster_len] }
+        Sums { deal, exponent, slots, added: vec![(0, 0); roster_len] }
     }
 
     /// Adds what is new in an origin's part of the round, which only ever grows.
     pub(super) fn add(&mut self, origin: Origin, part: &[u8]) {
-        let added = &mut self.added[origin.index()];
-        for position in usize::from(*added)..part.len() {
-            let Some(value) = lb8::decode(part[position], self.exponent) else { continue };
+        let (added, values) = &mut self.added[origin.index()];
+        for (position, &byte) in part.iter().enumerate().skip(usize::from(*added)) {
+            let Some(value) = lb8::decode(byte, self.exponent) else { continue };
             let slot = self.deal.slot(origin, position as u32);
             let (sum, count) = &mut self.slots[slot.0 as usize];
             *sum += f64::from(value);
             *count += 1;
-            self.present[origin.index()] = true;
+            *values += 1;
         }
         *added = (*added).max(part.len() as u16);
     }
@@ -53,6 +51,11 @@ impl Sums {
 
     /// The weight of every origin under rule `mean`.
     pub(super) fn weights(&self) -> Vec<f64> {
-        self.present.iter().map(|&present| f64::from(u8::from(present))).collect()
+        self.values().map(|values| f64::from(u8::from(values > 0))).collect()
+    }
+
+    /// By origin: how many values it has.
+    pub(super) fn values(&self) -> impl Iterator<Item = u16> + '_ {
+        self.added.iter().map(|&(_, values)| values)
     }
 }

@@ -148,7 +148,10 @@ impl Protocol {
         if state.own.bytes.is_empty() {
             // Until now the ledger spoke for this node.
             self.tally = None;
-            self.sums.clear();
+            let me = self.roster.origin(&self.me);
+            if me.is_some_and(|me| state.ledger.len_of(me) > 0) {
+                self.sums.clear();
+            }
         }
         state.own.bytes.push(lb8::encode(value, params.exponent));
         if state.own.counts.len() <= within {
@@ -164,12 +167,12 @@ impl Protocol {
         }
         if round.0 < self.closed {
             self.dirty.insert(round.0);
-            let me = self.roster.origin(&self.me).filter(|&me| !self.is_excluded(me, height));
-            if let (Some(origin), Some(sums)) = (me, self.sums.get_mut(&round.0)) {
-                let own = &self.heights[&height].own;
-                let part = round_part(&own.counts, &own.bytes, within);
-                sums.add(origin, &part[..part.len().min(params.walk_len)]);
-            }
+        }
+        let me = self.own_origin(&params).filter(|&me| !self.is_excluded(me, height));
+        if let (Some(origin), Some(sums)) = (me, self.sums.get_mut(&round.0)) {
+            let own = &self.heights[&height].own;
+            let part = round_part(&own.counts, &own.bytes, within);
+            sums.add(origin, &part[..part.len().min(params.walk_len)]);
         }
     }
 
@@ -244,10 +247,19 @@ impl Protocol {
             let all_of =
                 (self.manifest.directions == Directions::Private).then(|| params.active.clone());
             let mut tally = Tally { round, parts: vec![0; params.walk_len + 1], all_of };
-            for (origin, part) in self.parts(round, params) {
-                if tally.counts(origin) {
-                    let values = tally.values(part);
-                    tally.parts[values] += 1;
+            let sums = self.sums.get(&round).filter(|_| tally.all_of.is_none());
+            if let Some(sums) = sums {
+                let height = self.height_of(round);
+                let numbered = (0..).map(Origin).zip(sums.values());
+                for (_, values) in numbered.filter(|(at, _)| !self.is_excluded(*at, height)) {
+                    tally.parts[usize::from(values)] += 1;
+                }
+            } else {
+                for (origin, part) in self.parts(round, params) {
+                    if tally.counts(origin) {
+                        let values = tally.values(part);
+                        tally.parts[values] += 1;
+                    }
                 }
             }
             self.tally = Some(tally);
@@ -356,17 +368,27 @@ impl Protocol {
         Some(update)
     }
 
+    /// Whether a round's coefficients follow from sums of its values alone.
+    pub(super) fn keeps_sums(&self) -> bool {
+        self.manifest.selection == Rule::Mean && self.reach() == 1
+    }
+
+    /// The sums of a round of which nothing is held.
+    pub(super) fn no_sums(&mut self, round: u64, params: &HeightParams) -> Sums {
+        let deal = Arc::clone(self.deal(round, params));
+        Sums::new(deal, params.exponent, params.roster_len)
+    }
+
     /// The same for a round of an open height with rule `mean`, from sums that are kept.
     fn summed(&mut self, round: u64) -> Option<RoundUpdate> {
         let height = self.height_of(round);
         let open = self.heights.get(&height).is_some_and(|state| state.certified.is_none());
-        if self.manifest.selection != Rule::Mean || !open {
+        if !self.keeps_sums() || !open {
             return None;
         }
         if !self.sums.contains_key(&round) {
             let params = self.params(height)?;
-            let deal = Arc::clone(self.deal(round, &params));
-            let mut sums = Sums::new(deal, params.exponent, params.roster_len);
+            let mut sums = self.no_sums(round, &params);
             self.parts(round, &params).for_each(|(origin, part)| sums.add(origin, part));
             self.sums.insert(round, sums);
         }
