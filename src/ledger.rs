@@ -69,6 +69,16 @@ pub struct SegmentLimits {
     pub rounds: usize,
     /// Most bytes in one round.
     pub bytes_per_round: usize,
+    /// Most bytes of the audit section, which follows the rounds like one round more; zero where there
+    /// is none.
+    pub audits: usize,
+}
+
+impl SegmentLimits {
+    /// Entries of a segment's counts.
+    fn counts_max(&self) -> usize {
+        self.rounds + usize::from(self.audits > 0)
+    }
 }
 
 /// What an insertion did.
@@ -186,6 +196,11 @@ impl Segment {
         counts_fit(&self.counts, self.bytes.len(), limits)
     }
 
+    /// Bytes that are records: all before the audit section.
+    pub fn records(&self, limits: SegmentLimits) -> usize {
+        self.counts.iter().take(limits.rounds).map(|&count| usize::from(count)).sum()
+    }
+
     /// Whether `origin` signed this statement.
     pub fn is_signed_by(&self, context: &Context<'_>, origin: &NodeId) -> bool {
         let digest = statement(context, origin, (&self.counts, &self.bytes, self.closed));
@@ -236,9 +251,10 @@ impl Segment {
 }
 
 fn counts_fit(counts: &[u16], len: usize, limits: SegmentLimits) -> bool {
-    counts.len() <= limits.rounds
+    let most = |at: usize| if at < limits.rounds { limits.bytes_per_round } else { limits.audits };
+    counts.len() <= limits.counts_max()
         && counts.last() != Some(&0)
-        && counts.iter().all(|&count| usize::from(count) <= limits.bytes_per_round)
+        && counts.iter().enumerate().all(|(at, &count)| usize::from(count) <= most(at))
         && counts.iter().map(|&count| usize::from(count)).sum::<usize>() == len
 }
 
@@ -567,7 +583,8 @@ impl Ledger {
             }
             _ => Vec::new(),
         };
-        if first_round > context.limits.rounds || delta.counts.len() > context.limits.rounds {
+        let most = context.limits.counts_max();
+        if first_round > most || delta.counts.len() > most {
             return Err(InsertError::Limits(delta.origin));
         }
         counts.resize(first_round, 0);
@@ -703,7 +720,7 @@ mod tests {
             run: &RUN,
             height: Height(3),
             scheme: Scheme::Simulated,
-            limits: SegmentLimits { rounds: 4, bytes_per_round: 8 },
+            limits: SegmentLimits { rounds: 4, bytes_per_round: 8, audits: 0 },
         }
     }
 

@@ -3,6 +3,7 @@
 //! Everything here is pure: no sockets, files, clocks, threads or global randomness. Time and
 //! generators are arguments, so the same seed gives the same bytes.
 
+pub mod audit;
 pub mod clock;
 pub mod codec;
 pub mod id;
@@ -27,6 +28,8 @@ pub mod update;
 pub mod message;
 pub mod protocol;
 pub mod start;
+
+pub mod fault;
 
 pub mod data;
 pub mod objective;

@@ -16,7 +16,7 @@ use crate::selection::Rule;
 use crate::spsa::EPSILON_LOG2_RANGE;
 
 /// The version of protocol and manifest. Nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// The largest roster. Origin indices are 16 bits wide; 4,096 acks of a height stay under 300 KB.
 pub const ROSTER_LEN_MAX: usize = 4096;
@@ -146,6 +146,8 @@ pub struct Manifest {
     pub founders: Founders,
     /// Whether faults may be injected at run time.
     pub lab: bool,
+    /// Probes of others that a node repeats for every thousand of its own; zero turns audits off.
+    pub audit_permille: u16,
 }
 
 /// Why a manifest cannot be used.
@@ -201,6 +203,7 @@ impl Manifest {
             faulty: None,
             founders: Founders::Minimum(1),
             lab: false,
+            audit_permille: 0,
         }
     }
 
@@ -234,6 +237,7 @@ impl Manifest {
     /// The most bytes an origin's segment may hold.
     pub fn segment_len_max(&self) -> usize {
         2 * self.probes_per_round as usize * self.rounds_per_height as usize
+            + crate::audit::section_len_max(self)
     }
 
     /// Checks every field.
@@ -254,7 +258,7 @@ impl Manifest {
         if self.model.len() > 256 || self.data.len() > 256 || self.shards.len() > 64 {
             return fail("model", "model, data or shards is longer than 256 bytes".into());
         }
-        let ranges: [(&'static str, u64, u64, u64); 9] = [
+        let ranges: [(&'static str, u64, u64, u64); 10] = [
             ("rounds", self.rounds, 1, 1 << 40),
             ("rounds_per_height", self.rounds_per_height.into(), 2, 256),
             ("probes_per_round", self.probes_per_round.into(), 1, 4096),
@@ -264,6 +268,7 @@ impl Manifest {
             ("decay_from_permille", self.decay_from_permille.into(), 0, 1000),
             ("window", self.window.into(), 1, 256),
             ("beta_permille", self.beta_permille.into(), 0, 1000),
+            ("audit_permille", self.audit_permille.into(), 0, 1000),
         ];
         for (field, value, low, high) in ranges {
             if !(low..=high).contains(&value) {
@@ -274,7 +279,8 @@ impl Manifest {
             return fail(
                 "probes_per_round",
                 format!(
-                    "2 · probes_per_round · rounds_per_height is {}, must be at most 32768",
+                    "a segment of 2 · probes_per_round · rounds_per_height bytes and its audits has {}, must be \
+                     at most 32768",
                     self.segment_len_max()
                 ),
             );
@@ -305,6 +311,12 @@ impl Manifest {
         }
         if !self.instalments.windows(2).all(|pair| pair[0].age < pair[1].age) {
             return fail("instalments", "ages must increase".into());
+        }
+        if self.audit_permille > 0 && self.data_mode == DataMode::Private {
+            return fail(
+                "audit_permille",
+                "must be 0 with private data: nobody else can repeat a probe".into(),
+            );
         }
         if self.directions == Directions::Private {
             if self.instalments.iter().any(|entry| entry.age > 0) {
@@ -392,6 +404,7 @@ impl Manifest {
             faulty,
             founders,
             lab,
+            audit_permille,
         );
         None
     }

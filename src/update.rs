@@ -21,8 +21,7 @@ use std::str::FromStr;
 use crate::id::{Origin, Round, Slot};
 use crate::manifest::{Instalment, Manifest};
 use crate::params::coefficient;
-use crate::round::RoundValues;
-use crate::selection::Momenta;
+use crate::selection::{Choice, Limits, Measured, Momenta};
 
 /// No value counts for more than this many robust deviations of its round.
 const CLIP: f64 = 8.0;
@@ -159,6 +158,9 @@ pub struct RoundUpdate {
     pub coefficients: Vec<Coefficient>,
     /// Weight of every origin, by roster position.
     pub weights: Vec<f64>,
+    /// How much every origin agrees with the others, from −1 to 1; empty where the rule compares
+    /// nobody. The digest chain does not cover it.
+    pub trust: Vec<f64>,
 }
 
 impl RoundUpdate {
@@ -189,7 +191,7 @@ pub fn step_size(manifest: &Manifest, round: Round) -> f64 {
 pub fn round_update(
     manifest: &Manifest,
     round: Round,
-    window: &[&RoundValues],
+    window: &[&Measured],
     origins: usize,
     faulty: usize,
     excluded: &[Origin],
@@ -198,7 +200,7 @@ pub fn round_update(
     let beta = f64::from(manifest.beta_permille) / 1000.0;
     let first = window.len().saturating_sub(manifest.window as usize);
     let momenta = Momenta { rounds: &window[first..], beta, origins };
-    let mut weights = selection.weights(&momenta, faulty);
+    let Choice { mut weights, trust } = selection.choose(&momenta, faulty);
     for origin in excluded {
         weights[origin.index()] = 0.0;
     }
@@ -207,13 +209,17 @@ pub fn round_update(
         let age = instalment.age as usize;
         let Some(at) = window.len().checked_sub(age + 1) else { break };
         let paid_round = Round(round.0 - age as u64);
+        let paid = window[at];
+        let clip = selection.clip().map_or(f64::INFINITY, |clip| clip * paid.typical());
+        let limits = Limits { faulty, clip };
+        let slots = paid.values().slots.iter();
         let averages: Vec<Option<f64>> =
-            window[at].slots.iter().map(|slot| selection.combine(slot, &weights)).collect();
+            slots.map(|slot| selection.combine(slot, &weights, limits)).collect();
         let share = f64::from(instalment.share) / f64::from(1 << 16);
         let step = step_size(manifest, paid_round) * share;
         pay(step, paid_round, &averages, &mut coefficients);
     }
-    RoundUpdate { coefficients, weights }
+    RoundUpdate { coefficients, weights, trust }
 }
 
 /// [`round_update`] where every origin counts alike and is paid for at once, from the mean of
@@ -227,7 +233,7 @@ pub fn mean_update(
     let share = f64::from(manifest.instalments[0].share) / f64::from(1 << 16);
     let mut coefficients = Vec::new();
     pay(step_size(manifest, round) * share, round, means, &mut coefficients);
-    RoundUpdate { coefficients, weights }
+    RoundUpdate { coefficients, weights, trust: Vec::new() }
 }
 
 fn pay(step: f64, round: Round, averages: &[Option<f64>], coefficients: &mut Vec<Coefficient>) {
@@ -262,9 +268,10 @@ fn robust_rms(averages: &[Option<f64>]) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::manifest::Instalment;
+    use crate::round::RoundValues;
 
-    fn values(slots: &[f64]) -> RoundValues {
-        RoundValues { slots: slots.iter().map(|&value| vec![(Origin(0), value)]).collect() }
+    fn values(slots: &[f64]) -> Measured {
+        RoundValues { slots: slots.iter().map(|&value| vec![(Origin(0), value)]).collect() }.into()
     }
 
     #[test]

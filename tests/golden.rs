@@ -1,4 +1,4 @@
-//! The bytes that nodes of protocol version 1 agree on, and decoders that are fed anything.
+//! The bytes that nodes of protocol version 2 agree on, and decoders that are fed anything.
 //!
 //! Golden values change only with the protocol version. Those of the run's identity, of directions
 //! and of signatures were computed by an independent program: BLAKE3 from its own package, ChaCha8
@@ -21,7 +21,7 @@ use rumormill::manifest::{Founders, Manifest};
 use rumormill::message::{
     AckGroup, Exchange, Frame, Have, Presence, Request, Response, Stage, StartVote, Sums,
 };
-use rumormill::protocol::{Config, Entry, Event, Input, Offence, Output, Protocol};
+use rumormill::protocol::{Config, Entry, Event, Input, Offence, Output, Probe, Protocol};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::time::Time;
 
@@ -48,7 +48,7 @@ fn segment() -> Segment {
         run: &RUN,
         height: Height(3),
         scheme: Scheme::Simulated,
-        limits: SegmentLimits { rounds: 4, bytes_per_round: 16 },
+        limits: SegmentLimits { rounds: 4, bytes_per_round: 16, audits: 0 },
     };
     let (counts, bytes) = (vec![2, 0, 3], vec![0x60, 0xe1, 0x00, 0x80, 0x7f]);
     Segment::sign(&context, &Keys::simulated(1), counts, bytes, false)
@@ -130,11 +130,11 @@ fn an_exchange_is_its_fields_in_order() {
 
 #[test]
 fn hello_carries_the_manifest_and_its_hash_is_the_run() {
-    let encoded = "010972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f00";
+    let encoded = "020972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f0000";
     assert_eq!(hex(&codec::encode(&manifest())), encoded);
     assert_eq!(
         manifest().run_id().to_string(),
-        "c378ba5fa84a8171007e77145d1949015b9102bef8dd1467f5a8f94d62ec14cc"
+        "040ea242746a857b3047b8b00482eabe543f0c6fd018239540854cd57c5a29d8"
     );
     let hello = Frame::Hello { manifest: Box::new(manifest()), answer: true };
     assert_eq!(hex(&hello.encode()), format!("00{encoded}01"));
@@ -305,7 +305,7 @@ enum Parcel {
     Frame(Vec<u8>),
     Request(Request),
     Response(Option<Response>),
-    Losses(Round, Slot),
+    Losses(Probe),
 }
 
 /// Two protocol values with a wire between them that may damage what it carries.
@@ -368,9 +368,9 @@ impl Pair {
                 Output::Send { bytes, .. } => self.send(1 - at, Parcel::Frame(bytes)),
                 Output::Pass { .. } => unreachable!("frames are bytes here"),
                 Output::Request { request, .. } => self.send(1 - at, Parcel::Request(request)),
-                Output::Probe { round, slot } => {
+                Output::Probe(probe) => {
                     let due = self.now + Time::from_millis(2);
-                    self.inbox[at].push_back((due, Parcel::Losses(round, slot)));
+                    self.inbox[at].push_back((due, Parcel::Losses(probe)));
                 }
                 Output::Record(Entry::Certified(height)) => {
                     self.history[at].truncate(height.height as usize);
@@ -428,9 +428,10 @@ impl Pair {
                     Parcel::Response(response) => {
                         self.handle(at, Input::Response { from: other, response });
                     }
-                    Parcel::Losses(round, slot) => {
+                    Parcel::Losses(probe) => {
+                        let (round, slot) = (probe.round, probe.slot);
                         let plus = 1.0 + ((round.0 * 7 + u64::from(slot.0) * 3) % 11) as f32 / 1e3;
-                        self.handle(at, Input::Losses { round, slot, plus, minus: 1.0 });
+                        self.handle(at, Input::Losses { probe, plus, minus: 1.0 });
                     }
                 }
             }

@@ -230,7 +230,7 @@ fn private_shards_end_identical_and_learn() {
 
 #[test]
 fn every_selection_rule_ends_identical_and_learns() {
-    for rule in ["mean", "median", "nna", "nnm"] {
+    for rule in rumormill::selection::RULES.map(rumormill::selection::Rule::name) {
         let args = ["--nodes", "5", "--model", "softmax", "--rounds", "48", "--selection", rule];
         let result = local(&args);
         assert!(accuracy(&result) > 0.3, "{rule}: {}", result["accuracy"]);

@@ -36,7 +36,7 @@ fn ledger_insert(name: &str, keys: &Keys) {
         run: &run,
         height: Height(0),
         scheme: keys.scheme(),
-        limits: SegmentLimits { rounds: 8, bytes_per_round: 64 },
+        limits: SegmentLimits { rounds: 8, bytes_per_round: 64, audits: 0 },
     };
     let segment = Segment::sign(&context, keys, vec![64], vec![0x41; 64], false);
     let delta = segment.delta(0, Origin(0), 0);

@@ -8,13 +8,13 @@
 //! scenario files on it and on the vector algorithms, with real models ([`trainer`]).
 
 pub mod attack;
+pub mod attack_table;
 pub mod baseline;
 pub mod compare;
 pub mod course;
 pub mod data;
 pub mod event;
 pub mod graph;
-pub mod lie;
 pub mod network;
 pub mod problem;
 pub mod reproduce;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+use rumormill_experiments::attack_table::AttackTable;
 use rumormill_experiments::sim::{self, Usage, plot};
 use rumormill_experiments::{compare, reproduce, scale, soak, spread, vectors};
 
@@ -34,6 +35,9 @@ enum Command {
         /// How many seeds.
         #[arg(long, default_value_t = 100)]
         seeds: u64,
+        /// With audits and a node that lies.
+        #[arg(long)]
+        audits: bool,
     },
     /// How fast a record spreads with uniform and with optimal edge rates; prints CSV.
     Spread {
@@ -51,6 +55,9 @@ enum Command {
         #[arg(long, value_name = "FOLDER")]
         out: PathBuf,
     },
+    /// Attacks × selection rules × shares of faulty nodes: what honest nodes lose, as a table and a heat
+    /// map; exit 1 unless all honest nodes end identical.
+    AttackTable(Box<AttackTable>),
     /// Run every algorithm on one problem: bytes sent, gradients or probes, and what is reached.
     Compare(compare::CompareArgs),
     /// Simulate a large network of the combined protocol; prints what it costs, exit 1 unless all
@@ -82,10 +89,14 @@ fn run(command: Command) -> Result<bool> {
             println!("{}", serde_json::to_string(&tally)?);
             Ok(tally.mismatches == 0)
         }
-        Command::Soak { from, seeds } => {
+        Command::Soak { from, seeds, audits } => {
             let mut failed = 0;
             for seed in from..from.saturating_add(seeds) {
-                if let Err(problem) = soak::scenario(seed) {
+                let ended = match audits {
+                    true => soak::audited(seed).map(|_| ()),
+                    false => soak::scenario(seed),
+                };
+                if let Err(problem) = ended {
                     failed += 1;
                     println!("seed {seed}: {problem}");
                 }
@@ -99,6 +110,7 @@ fn run(command: Command) -> Result<bool> {
         }
         Command::Sim(args) => sim::run(&args),
         Command::Plot { trace, out } => plot::run(&trace, &out).map(|()| true),
+        Command::AttackTable(table) => table.run(),
         Command::Compare(args) => compare::run(&args).map(|()| true),
         Command::BenchSim(scale) => scale.run(),
         Command::Reproduce { what } => reproduce::run(what),

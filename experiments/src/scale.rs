@@ -13,11 +13,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use multiversion::multiversion;
 use rumormill::direction::Direction;
-use rumormill::id::{NodeId, Round, RunId, Slot};
+use rumormill::id::{Round, RunId, Slot};
 use rumormill::keys::Keys;
 use rumormill::manifest::{Founders, Manifest};
 use rumormill::params::COEFFICIENT_LOG2;
-use rumormill::protocol::{Change, Config, EdgeRate};
+use rumormill::protocol::{Change, Config, EdgeRate, Probe};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::time::Time;
 use rumormill_topology::family::{Family, Parameters, generate};
@@ -116,7 +116,7 @@ impl Scale {
                 }
             })
             .collect();
-        let trainer = SyntheticLogistic::new(&manifest, keys.iter().map(Keys::id).collect());
+        let trainer = SyntheticLogistic::new(&manifest, keys.len());
         let link = LinkModel { loss: self.loss, ..LinkModel::default() };
         let mut network = Simulation::new(manifest, keys, configs, edges, link, self.seed, trainer);
         network.keeps_logs = false;
@@ -196,7 +196,6 @@ type Signs = Arc<[f32; FEATURES + 1]>;
 /// Logistic regression on synthetic rows that all nodes hold.
 pub struct SyntheticLogistic {
     run: RunId,
-    ids: Vec<NodeId>,
     rows: Vec<[f32; FEATURES + 1]>,
     labels: Vec<bool>,
     batch: Vec<u32>,
@@ -207,7 +206,7 @@ pub struct SyntheticLogistic {
 }
 
 impl SyntheticLogistic {
-    fn new(manifest: &Manifest, ids: Vec<NodeId>) -> SyntheticLogistic {
+    fn new(manifest: &Manifest, nodes: usize) -> SyntheticLogistic {
         let mut rng = KeyedRng::from_seed("rumormill v1 synthetic rows", manifest.seed, 0);
         let truth: Vec<f32> = (0..=FEATURES).map(|_| rng.symmetric(1.0)).collect();
         let mut rows = Vec::with_capacity(ROWS);
@@ -221,8 +220,7 @@ impl SyntheticLogistic {
         }
         SyntheticLogistic {
             run: manifest.run_id(),
-            models: vec![[0; FEATURES + 1]; ids.len()],
-            ids,
+            models: vec![[0; FEATURES + 1]; nodes],
             rows,
             labels,
             batch: vec![0; manifest.batch as usize],
@@ -295,9 +293,10 @@ impl Trainer for SyntheticLogistic {
         }
     }
 
-    fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32) {
+    fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
+        let Probe { round, slot, of } = probe;
         let signs = Arc::clone(self.signs(round, slot));
-        minibatch(&self.run, &self.ids[node], round, slot, ROWS, &mut self.batch);
+        minibatch(&self.run, &of, round, slot, ROWS, &mut self.batch);
         let weights = view(&self.models[node]);
         let epsilon = 2f32.powi(EPSILON_LOG2);
         let (mut plus, mut minus) = (0.0, 0.0);

@@ -6,12 +6,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
+use rumormill::fault::wire::Saboteur;
 use rumormill::height::CertifiedHeight;
 use rumormill::id::{NodeId, Round, Slot};
 use rumormill::keys::Keys;
 use rumormill::manifest::Manifest;
 use rumormill::message::{Request, Response};
-use rumormill::protocol::{Cache, Change, Config, Entry, Event, Input, Output, Passed, Protocol};
+use rumormill::protocol::{
+    Cache, Change, Config, Entry, Event, Input, Output, Passed, Probe, Protocol,
+};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 
@@ -20,7 +23,7 @@ pub trait Trainer {
     /// Coefficients of a node's model change.
     fn apply(&mut self, node: usize, changes: &[Change]);
     /// The losses at both ends of a direction, at the node's present model.
-    fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32);
+    fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32);
     /// The node starts again from the base model.
     fn reset(&mut self, node: usize);
 }
@@ -76,17 +79,10 @@ pub enum Action {
     StopProbing(usize),
 }
 
-/// What a faulty node sends instead: given the neighbor, the frame that the protocol wants to send
-/// and the node's log, the frames that go out.
-pub type Liar = Box<dyn FnMut(usize, Vec<u8>, &[Entry]) -> Vec<Vec<u8>>>;
-
-/// What a faulty node answers instead when it is asked for certified history.
-pub type Historian = Box<dyn FnMut(Vec<CertifiedHeight>) -> Vec<CertifiedHeight>>;
-
 enum Happening {
     Wake(usize),
     Deliver { to: usize, from: NodeId, frame: Frame },
-    Losses { node: usize, life: u32, round: Round, slot: Slot, losses: (f32, f32) },
+    Losses { node: usize, life: u32, probe: Probe, losses: (f32, f32) },
     Answer { to: usize, from: NodeId, response: Option<Response> },
     Action(Action),
 }
@@ -150,10 +146,9 @@ pub struct Node {
     pub events: Vec<(Time, Event)>,
     /// Offences it complained of.
     pub complaints: Vec<String>,
-    /// Makes the node faulty: its frames pass through here. A faulty node is waited for by nobody.
-    pub liar: Option<Liar>,
-    /// Changes the certified history that the node gives to others.
-    pub historian: Option<Historian>,
+    /// Makes the node faulty: its frames and the history that it gives to others pass through here. A
+    /// faulty node is waited for by nobody.
+    pub saboteur: Option<Saboteur>,
 }
 
 /// The network.
@@ -218,8 +213,7 @@ impl<T: Trainer> Simulation<T> {
                 life: 0,
                 events: Vec::new(),
                 complaints: Vec::new(),
-                liar: None,
-                historian: None,
+                saboteur: None,
             })
             .collect();
         Simulation {
@@ -271,7 +265,7 @@ impl<T: Trainer> Simulation<T> {
         if let Some(cache) = &self.cache {
             protocol.set_cache(cache.clone());
         }
-        if self.passes_frames && at.liar.is_none() {
+        if self.passes_frames && at.saboteur.is_none() {
             protocol.pass_frames();
         }
         at.life += 1;
@@ -328,6 +322,11 @@ impl<T: Trainer> Simulation<T> {
 
     fn perform(&mut self, node: usize, outputs: Vec<Output>) {
         for output in outputs {
+            if let (Output::Record(entry), Some(saboteur)) =
+                (&output, &mut self.nodes[node].saboteur)
+            {
+                saboteur.record(entry);
+            }
             match output {
                 Output::Record(entry) if !self.keeps_logs => {
                     if let Entry::Certified(height) = entry {
@@ -348,12 +347,12 @@ impl<T: Trainer> Simulation<T> {
                     }
                 }
                 Output::Request { to, request } => self.answer(node, to, request),
-                Output::Probe { round, slot } => {
-                    let losses = self.trainer.losses(node, round, slot);
+                Output::Probe(probe) => {
+                    let losses = self.trainer.losses(node, probe);
                     let at = &mut self.nodes[node];
                     at.busy_until = at.busy_until.max(self.now) + at.probe_time;
                     let (due, life) = (at.busy_until, at.life);
-                    self.push(due, Happening::Losses { node, life, round, slot, losses });
+                    self.push(due, Happening::Losses { node, life, probe, losses });
                 }
                 Output::Apply(changes) => self.trainer.apply(node, &changes),
                 Output::Misbehaved { peer, offence } => {
@@ -383,13 +382,14 @@ impl<T: Trainer> Simulation<T> {
 
     fn send(&mut self, node: usize, to: NodeId, bytes: Vec<u8>) {
         let Some(&to) = self.index.get(&to) else { return };
-        let Some(mut liar) = self.nodes[node].liar.take() else {
+        let at = &mut self.nodes[node];
+        let (Some(saboteur), Some(protocol)) = (&mut at.saboteur, &at.protocol) else {
             return self.transmit(node, to, Frame::Bytes(bytes));
         };
-        for bytes in liar(to, bytes, &self.nodes[node].log) {
+        let me = protocol.roster().origin(&protocol.id());
+        for bytes in saboteur.frames(me, to, bytes) {
             self.transmit(node, to, Frame::Bytes(bytes));
         }
-        self.nodes[node].liar = Some(liar);
     }
 
     /// A time on the way, with the factor of the link's distribution.
@@ -439,8 +439,8 @@ impl<T: Trainer> Simulation<T> {
                 let common =
                     of.weights.range(from..).map(|(&h, &weight)| &self.history[&(h, weight)]);
                 let heights = own.chain(common).take(16).cloned().collect();
-                Response::History(match &mut self.nodes[other].historian {
-                    Some(historian) => historian(heights),
+                Response::History(match &mut self.nodes[other].saboteur {
+                    Some(saboteur) => saboteur.history(heights),
                     None => heights,
                 })
             }
@@ -508,10 +508,10 @@ impl<T: Trainer> Simulation<T> {
                     };
                     self.handle(to, input);
                 }
-                Happening::Losses { node, life, round, slot, losses } => {
+                Happening::Losses { node, life, probe, losses } => {
                     if self.nodes[node].life == life {
                         let (plus, minus) = losses;
-                        self.handle(node, Input::Losses { round, slot, plus, minus });
+                        self.handle(node, Input::Losses { probe, plus, minus });
                     }
                 }
                 Happening::Answer { to, from, response } => {
@@ -537,7 +537,7 @@ impl<T: Trainer> Simulation<T> {
     /// Asks the node first that was waited for last: asked after every event, of many nodes.
     fn all_done(&mut self) -> bool {
         let waits = |node: &Node| match &node.protocol {
-            Some(protocol) => node.liar.is_none() && !protocol.is_done(self.now),
+            Some(protocol) => node.saboteur.is_none() && !protocol.is_done(self.now),
             None => false,
         };
         if self.nodes.get(self.waited_for).is_some_and(waits) {
@@ -557,12 +557,14 @@ impl<T: Trainer> Simulation<T> {
 pub struct Bookkeeper {
     /// By node: the sum of coefficients of every direction.
     pub models: Vec<BTreeMap<(Round, Slot), i64>>,
+    /// A node that tells the opposite of what it measures.
+    pub liar: Option<(usize, NodeId)>,
 }
 
 impl Bookkeeper {
     /// For `nodes` nodes.
     pub fn new(nodes: usize) -> Bookkeeper {
-        Bookkeeper { models: vec![BTreeMap::new(); nodes] }
+        Bookkeeper { models: vec![BTreeMap::new(); nodes], liar: None }
     }
 }
 
@@ -579,13 +581,14 @@ impl Trainer for Bookkeeper {
         }
     }
 
-    fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32) {
+    fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         let mut rng = KeyedRng::from_seed(
             "rumormill v1 bookkeeper",
-            round.0 << 32 | u64::from(slot.0),
-            node as u64,
+            probe.round.0 << 32 | u64::from(probe.slot.0),
+            u64::from_le_bytes(std::array::from_fn(|at| probe.of.0[at])),
         );
-        (1.0 + 0.01 * rng.symmetric(1.0), 1.0)
+        let plus = 1.0 + 0.01 * rng.symmetric(1.0);
+        if self.liar == Some((node, probe.of)) { (1.0, plus) } else { (plus, 1.0) }
     }
 
     fn reset(&mut self, node: usize) {
@@ -679,9 +682,9 @@ mod tests {
 
     #[test]
     fn shared_results_and_passed_frames_change_nothing() {
-        let trace = |shares: bool, passes: bool, selection| {
+        let trace = |shares: bool, passes: bool, selection, audit_permille| {
             let link = LinkModel { loss: 0.1, ..LinkModel::default() };
-            let manifest = Manifest { selection, ..manifest(6, 24) };
+            let manifest = Manifest { selection, audit_permille, ..manifest(6, 24) };
             let mut network = network(6, manifest, link, 3);
             network.cache = shares.then(Cache::default);
             network.passes_frames = passes;
@@ -692,11 +695,11 @@ mod tests {
             let events: Vec<_> = network.nodes.into_iter().map(|node| node.events).collect();
             (network.now, network.bytes_sent, events, network.trainer.models)
         };
-        for rule in [Rule::Mean, Rule::Nnm] {
-            let plain = trace(false, false, rule);
-            assert!(trace(true, false, rule) == plain, "{rule}, shared results");
-            assert!(trace(false, true, rule) == plain, "{rule}, passed frames");
-            assert!(trace(true, true, rule) == plain, "{rule}, both");
+        for (rule, audits) in [(Rule::Mean, 0), (Rule::Mean, 200), (Rule::Nnm, 0)] {
+            let plain = trace(false, false, rule, audits);
+            assert!(trace(true, false, rule, audits) == plain, "{rule}, {audits}: shared results");
+            assert!(trace(false, true, rule, audits) == plain, "{rule}, {audits}: passed frames");
+            assert!(trace(true, true, rule, audits) == plain, "{rule}, {audits}: both");
         }
     }
 

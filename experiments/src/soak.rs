@@ -2,58 +2,37 @@
 //!
 //! [`scenario`] draws graph, speeds, loss, partitions, crashes and late starters from its seed and
 //! runs them to quiescence; [`byzantine`] adds faulty nodes, up to the tolerated number, each with
-//! one [`Fault`]. Both say in words what is wrong, so that a failing seed can be run again alone.
+//! one of [`FAULTS`]. Both say in words what is wrong, so that a failing seed can be run again alone.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
-use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet};
-use rumormill::id::{Height, RunId};
-use rumormill::keys::{Keys, Signature};
-use rumormill::ledger::{Context, Segment, SegmentLimits};
+use rumormill::fault::FaultKind;
+use rumormill::fault::wire::Saboteur;
+use rumormill::keys::Keys;
 use rumormill::manifest::{DataMode, Founders, Manifest};
-use rumormill::message::{AckGroup, Frame, Have, Sums};
-use rumormill::protocol::{Config, Entry};
+use rumormill::protocol::Config;
 use rumormill::sample::KeyedRng;
 use rumormill::selection::Rule;
 use rumormill::time::Time;
 
 use crate::simulation::{Action, Bookkeeper, LinkModel, Simulation};
 
-/// How a faulty node breaks the protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Different signed segments for different neighbors.
-    Equivocates,
-    /// Nothing is ever sent.
-    Silent,
-    /// Its own records go to one neighbor alone.
-    Withholds,
-    /// Signatures of segments and acks are wrong now and then.
-    Forges,
-    /// Old frames are sent again.
-    Replays,
-    /// Random bytes, oversized frames, and lists and numbers beyond all limits.
-    Malformed,
-    /// Acks for different digests to different halves.
-    TwoFacedAcks,
-    /// Its own records of a height are shown, to half of the others, when it acknowledges it.
-    RevealsLate,
-    /// Certified history with other bytes, weights and signatures.
-    FalseHistory,
-}
-
-/// All faults.
-pub const FAULTS: [Fault; 9] = [
-    Fault::Equivocates,
-    Fault::Silent,
-    Fault::Withholds,
-    Fault::Forges,
-    Fault::Replays,
-    Fault::Malformed,
-    Fault::TwoFacedAcks,
-    Fault::RevealsLate,
-    Fault::FalseHistory,
+/// Faults that are a matter of frames. Their order chooses the streams of random numbers.
+pub const FAULTS: [FaultKind; 14] = [
+    FaultKind::Equivocation,
+    FaultKind::Silent,
+    FaultKind::Withhold,
+    FaultKind::Forge,
+    FaultKind::Replay,
+    FaultKind::Malformed,
+    FaultKind::FalseAck,
+    FaultKind::LateReveal,
+    FaultKind::FalseHistory,
+    FaultKind::WrongRun,
+    FaultKind::FarRound,
+    FaultKind::Overlong,
+    FaultKind::Oversize,
+    FaultKind::RestoredBackup,
 ];
 
 /// Honest nodes on a troubled network.
@@ -61,6 +40,19 @@ pub const FAULTS: [Fault; 9] = [
 /// # Errors
 /// What is not as it should be in the end.
 pub fn scenario(seed: u64) -> Result<(), String> {
+    troubled(seed, 0).map(|_| ())
+}
+
+/// The same with public data and audits, while the last node tells the opposite of what it measures.
+/// Whether it was found out: in short runs it may not be.
+///
+/// # Errors
+/// What is not as it should be in the end; an honest node that was convicted, too.
+pub fn audited(seed: u64) -> Result<bool, String> {
+    troubled(seed, 500)
+}
+
+fn troubled(seed: u64, audit_permille: u16) -> Result<bool, String> {
     let mut rng = KeyedRng::from_seed("rumormill v1 soak", seed, 0);
     let n = 4 + rng.index(9) as usize;
     let link = LinkModel {
@@ -71,9 +63,16 @@ pub fn scenario(seed: u64) -> Result<(), String> {
         reorder: 0.3 * rng.unit_f64(),
         ..LinkModel::default()
     };
-    let manifest = some_manifest(n, &mut rng);
+    let mut manifest = some_manifest(n, &mut rng);
+    if audit_permille > 0 {
+        manifest.audit_permille = audit_permille;
+        manifest.data_mode = DataMode::Public;
+        manifest.rounds = u64::from(manifest.rounds_per_height) * 12;
+    }
     let edges = some_graph(n, &mut rng);
     let mut network = network(n, manifest, edges, link, seed, &mut rng);
+    let liar = (n - 1, Keys::simulated(n as u64 - 1).id());
+    network.trainer.liar = (audit_permille > 0).then_some(liar);
     let mut late = BTreeSet::new();
     for _ in 0..rng.index(3) {
         late.insert(rng.index(n as u32) as usize);
@@ -103,7 +102,13 @@ pub fn scenario(seed: u64) -> Result<(), String> {
         }
     }
     network.run(Time::from_millis(4 * 3_600_000));
-    verdict(&network, 0, seed)
+    verdict(&network, 0, seed)?;
+    let witness = network.nodes.iter().find_map(|node| node.protocol.as_ref());
+    let convicted = witness.map(|protocol| protocol.convicted().clone()).unwrap_or_default();
+    match convicted.keys().find(|origin| origin.index() != liar.0) {
+        Some(origin) => Err(format!("seed {seed}: honest node {} was convicted", origin.0)),
+        None => Ok(!convicted.is_empty()),
+    }
 }
 
 /// The tolerated number of faulty nodes, all with the same fault, beside honest ones whose own
@@ -111,22 +116,28 @@ pub fn scenario(seed: u64) -> Result<(), String> {
 ///
 /// # Errors
 /// What is not as it should be in the end.
-pub fn byzantine(fault: Fault, seed: u64) -> Result<(), String> {
-    let mut rng = KeyedRng::from_seed("rumormill v1 byzantine soak", seed, fault as u64);
+pub fn byzantine(fault: FaultKind, seed: u64) -> Result<(), String> {
+    let stream = FAULTS.iter().position(|&other| other == fault);
+    let stream = stream.ok_or_else(|| format!("{fault} is no matter of frames"))?;
+    let mut rng = KeyedRng::from_seed("rumormill v1 byzantine soak", seed, stream as u64);
     let n = 4 + rng.index(7) as usize;
     let faulty = (n - 1) / 3;
     let manifest = some_manifest(n, &mut rng);
-    let run = manifest.run_id();
     // The faulty ones are the first, and everybody's neighbors.
     let honest = some_graph(n - faulty, &mut rng);
     let mut edges: Vec<_> = honest.into_iter().map(|(a, b)| (a + faulty, b + faulty)).collect();
     edges.extend((0..faulty).flat_map(|a| (a + 1..n).map(move |b| (a, b))));
     let loss = if rng.index(2) == 0 { 0.0 } else { 0.1 };
     let link = LinkModel { loss, ..LinkModel::default() };
-    let mut network = network(n, manifest, edges, link, seed, &mut rng);
+    let mut network = network(n, manifest.clone(), edges, link, seed, &mut rng);
     for node in 0..faulty {
-        let rng = KeyedRng::from_seed("rumormill v1 liar", seed, node as u64);
-        corrupt(&mut network, node, fault, run, rng);
+        let at = node as u64;
+        let rng = match fault {
+            FaultKind::FalseHistory => KeyedRng::from_seed("rumormill v1 historian", at, 0),
+            _ => KeyedRng::from_seed("rumormill v1 liar", seed, at),
+        };
+        let saboteur = Saboteur::new(fault, manifest.clone(), Keys::simulated(at), rng);
+        network.nodes[node].saboteur = Some(saboteur);
     }
     network.start_all();
     // One honest node restarts on the way.
@@ -230,184 +241,6 @@ fn verdict(network: &Simulation<Bookkeeper>, faulty: usize, seed: u64) -> Result
     }
 }
 
-fn corrupt(
-    network: &mut Simulation<Bookkeeper>,
-    node: usize,
-    fault: Fault,
-    run: RunId,
-    mut rng: KeyedRng,
-) {
-    let keys = Keys::simulated(node as u64);
-    let scheme = keys.scheme();
-    let origin = node as u16;
-    let mut old: Vec<Vec<u8>> = Vec::new();
-    if fault == Fault::FalseHistory {
-        let mut rng = KeyedRng::from_seed("rumormill v1 historian", node as u64, 0);
-        network.nodes[node].historian = Some(Box::new(move |heights| {
-            heights.into_iter().map(|height| falsify(height, &mut rng)).collect()
-        }));
-    }
-    let liar = move |to: usize, bytes: Vec<u8>, log: &[Entry]| -> Vec<Vec<u8>> {
-        let frame = Frame::decode(&bytes).expect("a node's own frame");
-        let Frame::Exchange(mut exchange) = frame else {
-            return if fault == Fault::Silent { Vec::new() } else { vec![bytes] };
-        };
-        match fault {
-            Fault::Silent => return Vec::new(),
-            Fault::Equivocates if to % 2 == 1 => {
-                for delta in exchange.segments.iter_mut().filter(|delta| delta.origin == origin) {
-                    let height = delta.height;
-                    let own = log.iter().rev().find_map(|entry| match entry {
-                        Entry::Own { height: of, segment } if *of == height => Some(segment),
-                        _ => None,
-                    });
-                    let Some(own) = own else { continue };
-                    let limits = SegmentLimits { rounds: 0, bytes_per_round: 0 };
-                    let context = Context { run: &run, height: Height(height), scheme, limits };
-                    let bytes = own.bytes.iter().map(|byte| byte ^ 1).collect();
-                    let other =
-                        Segment::sign(&context, &keys, own.counts.clone(), bytes, own.closed);
-                    *delta = other.delta(height, rumormill::id::Origin(origin), 0);
-                }
-            }
-            Fault::Withholds if to % 3 != 1 => {
-                exchange.segments.retain(|delta| delta.origin != origin);
-            }
-            Fault::Forges => {
-                let mut spoil = |signature: &mut Signature| {
-                    if rng.index(4) == 0 {
-                        signature.0[rng.index(32) as usize] ^= 1;
-                    }
-                };
-                exchange.segments.iter_mut().for_each(|delta| spoil(&mut delta.signature));
-                let acks = exchange.acks.iter_mut().flat_map(|group| &mut group.acks);
-                acks.for_each(|ack| spoil(&mut ack.1));
-            }
-            Fault::Replays => {
-                old.push(bytes.clone());
-                let again = old[rng.index(old.len() as u32) as usize].clone();
-                if old.len() > 200 {
-                    old.swap_remove(rng.index(200) as usize);
-                }
-                return vec![bytes, again];
-            }
-            Fault::Malformed => return malformed(&exchange, bytes, &mut rng),
-            Fault::TwoFacedAcks => {
-                for group in &mut exchange.acks {
-                    group.acks.retain(|ack| ack.0 != origin);
-                }
-                let height = exchange.certified;
-                let (weight, digest) = (rng.next_u32() as u16, [to as u8 % 2; 32]);
-                let set = forged_set(weight, digest);
-                let ack = Ack::sign(&run, Height(height), &keys, &set);
-                exchange.acks.push(AckGroup {
-                    height,
-                    weight: ack.weight,
-                    digest,
-                    acks: vec![(origin, ack.signature)],
-                });
-            }
-            Fault::RevealsLate => {
-                let acknowledged = |height: u64| {
-                    log.iter()
-                        .any(|e| matches!(e, Entry::Acked { height: of, .. } if *of == height))
-                };
-                exchange.segments.retain(|delta| {
-                    delta.origin != origin || (to % 2 == 1 && acknowledged(delta.height))
-                });
-                for have in &mut exchange.have {
-                    have.lens.retain(|entry| entry.0 != origin);
-                }
-                if exchange.segments.is_empty() && to % 2 == 1 {
-                    exchange.ask_full = true;
-                }
-            }
-            _ => {}
-        }
-        vec![Frame::Exchange(exchange).encode()]
-    };
-    network.nodes[node].liar = Some(Box::new(liar));
-}
-
-/// A set of which only the signature's inputs matter.
-fn forged_set(weight: u16, digest: [u8; 32]) -> RecordSet {
-    RecordSet { lens: vec![weight], equivocators: Vec::new(), controls: Vec::new(), digest }
-}
-
-fn falsify(mut height: CertifiedHeight, rng: &mut KeyedRng) -> CertifiedHeight {
-    match rng.index(6) {
-        0 => height.weight = u64::MAX,
-        1 => height.acks.truncate(1),
-        2 => height.height = u64::MAX - u64::from(rng.index(3)),
-        3 => {
-            if let Some(segment) = Arc::make_mut(&mut height.segments).first_mut() {
-                segment.bytes[0] ^= 1;
-            }
-        }
-        4 => Arc::make_mut(&mut height.segments).reverse(),
-        _ => {
-            let first = height.acks[0];
-            height.acks.iter_mut().for_each(|ack| *ack = first);
-        }
-    }
-    height
-}
-
-fn malformed(
-    exchange: &rumormill::message::Exchange,
-    bytes: Vec<u8>,
-    rng: &mut KeyedRng,
-) -> Vec<Vec<u8>> {
-    let mut other = exchange.clone();
-    let far = u64::MAX - u64::from(rng.index(4));
-    match rng.index(9) {
-        0 => return vec![(0..rng.index(200)).map(|_| rng.next_u32() as u8).collect()],
-        1 => return vec![vec![2; (1 << 20) + 7]],
-        2 => {
-            let mut bytes = bytes;
-            let at = rng.index(bytes.len() as u32) as usize;
-            bytes[at] = rng.next_u32() as u8;
-            return vec![bytes];
-        }
-        3 => {
-            for delta in &mut other.segments {
-                match rng.index(5) {
-                    0 => delta.height = far,
-                    1 => delta.origin = u16::MAX,
-                    2 => delta.offset = rng.next_u32() as u16,
-                    3 => delta.first_round = rng.next_u32() as u16,
-                    _ => delta.counts = vec![u16::MAX; 3000],
-                }
-            }
-        }
-        4 => {
-            other.certified = far;
-            other.tag = [7; 4];
-        }
-        5 => {
-            let lens = vec![(rng.next_u32() as u16, u16::MAX); 1000];
-            other.have = [0, 1, far].map(|height| Have { height, lens: lens.clone() }).to_vec();
-            other.wanted = (0..1000).map(|i| (i % 5, i as u16)).collect();
-        }
-        6 => {
-            let sums = (0..4000).map(|i| ((i % 4) as u16, i as u16 % 64, [0; 8])).collect();
-            other.sums = vec![Sums { height: other.certified, sums }];
-        }
-        7 => {
-            let acks = vec![(0, Signature([0; 64])); 100];
-            let digest = [0; 32];
-            let group = |height, weight| AckGroup { height, weight, digest, acks: acks.clone() };
-            other.acks = vec![group(far, far), group(0, far), group(other.certified, u64::MAX)];
-        }
-        _ => {
-            let signature = Signature([0; 64]);
-            let id = rumormill::id::NodeId([rng.next_u32() as u8; 32]);
-            other.controls = vec![(far, Control::Join { id, signature })];
-        }
-    }
-    vec![Frame::Exchange(other).encode()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -428,10 +261,18 @@ mod tests {
         range.unwrap_or(0..n)
     }
 
-    fn holds(fault: Fault) {
+    fn holds(fault: FaultKind) {
         let failed: Vec<String> =
             soak_seeds(4).filter_map(|seed| byzantine(fault, seed).err()).collect();
-        assert_eq!(failed, Vec::<String>::new(), "{fault:?}");
+        assert_eq!(failed, Vec::<String>::new(), "{fault}");
+    }
+
+    #[test]
+    fn audits_in_mixed_troubles_convict_liars_alike_and_nobody_else() {
+        let ended: Vec<Result<bool, String>> = soak_seeds(15).map(audited).collect();
+        let failed: Vec<&String> = ended.iter().filter_map(|end| end.as_ref().err()).collect();
+        assert_eq!(failed, Vec::<&String>::new());
+        assert!(ended.contains(&Ok(true)), "no liar was ever found out");
     }
 
     #[test]
@@ -441,26 +282,26 @@ mod tests {
 
     #[test]
     fn one_digest_acknowledged_under_two_weights_is_not_blamed_on_the_relay() {
-        byzantine(Fault::TwoFacedAcks, 0).unwrap();
+        byzantine(FaultKind::FalseAck, 0).unwrap();
     }
 
     #[test]
     fn a_larger_certificate_deals_later_rounds_again() {
-        byzantine(Fault::FalseHistory, 57).unwrap();
-        byzantine(Fault::Equivocates, 27).unwrap();
-        byzantine(Fault::Equivocates, 30).unwrap();
+        byzantine(FaultKind::FalseHistory, 57).unwrap();
+        byzantine(FaultKind::Equivocation, 27).unwrap();
+        byzantine(FaultKind::Equivocation, 30).unwrap();
     }
 
     #[test]
     fn an_exclusion_does_not_change_the_limits_of_a_height_already_open() {
-        byzantine(Fault::Equivocates, 36).unwrap();
-        byzantine(Fault::Equivocates, 59).unwrap();
+        byzantine(FaultKind::Equivocation, 36).unwrap();
+        byzantine(FaultKind::Equivocation, 59).unwrap();
     }
 
     #[test]
     fn a_certified_set_whose_records_fell_to_evidence_is_fetched() {
-        byzantine(Fault::Equivocates, 114).unwrap();
-        byzantine(Fault::Equivocates, 193).unwrap();
+        byzantine(FaultKind::Equivocation, 114).unwrap();
+        byzantine(FaultKind::Equivocation, 193).unwrap();
     }
 
     #[test]
@@ -470,51 +311,75 @@ mod tests {
 
     #[test]
     fn branches_of_equal_length_are_found_by_their_hashes() {
-        byzantine(Fault::Equivocates, 80).unwrap();
+        byzantine(FaultKind::Equivocation, 80).unwrap();
     }
 
     #[test]
     fn equivocating_nodes_do_not_divide_the_honest() {
-        holds(Fault::Equivocates);
+        holds(FaultKind::Equivocation);
     }
 
     #[test]
     fn silent_nodes_do_not_divide_the_honest() {
-        holds(Fault::Silent);
+        holds(FaultKind::Silent);
     }
 
     #[test]
     fn withholding_nodes_do_not_divide_the_honest() {
-        holds(Fault::Withholds);
+        holds(FaultKind::Withhold);
     }
 
     #[test]
     fn forging_nodes_do_not_divide_the_honest() {
-        holds(Fault::Forges);
+        holds(FaultKind::Forge);
     }
 
     #[test]
     fn replaying_nodes_do_not_divide_the_honest() {
-        holds(Fault::Replays);
+        holds(FaultKind::Replay);
     }
 
     #[test]
     fn malformed_frames_do_not_divide_the_honest() {
-        holds(Fault::Malformed);
+        holds(FaultKind::Malformed);
     }
 
     #[test]
     fn two_faced_acks_do_not_divide_the_honest() {
-        holds(Fault::TwoFacedAcks);
+        holds(FaultKind::FalseAck);
     }
 
     #[test]
     fn late_reveals_do_not_divide_the_honest() {
-        holds(Fault::RevealsLate);
+        holds(FaultKind::LateReveal);
     }
 
     #[test]
     fn false_history_does_not_divide_the_honest() {
-        holds(Fault::FalseHistory);
+        holds(FaultKind::FalseHistory);
+    }
+    #[test]
+    fn nodes_of_another_run_do_not_divide_the_honest() {
+        holds(FaultKind::WrongRun);
+    }
+
+    #[test]
+    fn records_of_far_rounds_do_not_divide_the_honest() {
+        holds(FaultKind::FarRound);
+    }
+
+    #[test]
+    fn overlong_rounds_do_not_divide_the_honest() {
+        holds(FaultKind::Overlong);
+    }
+
+    #[test]
+    fn oversized_frames_do_not_divide_the_honest() {
+        holds(FaultKind::Oversize);
+    }
+
+    #[test]
+    fn restored_backups_do_not_divide_the_honest() {
+        holds(FaultKind::RestoredBackup);
     }
 }

@@ -5,22 +5,19 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use rumormill::direction::Direction;
+use rumormill::fault::FaultKind;
+use rumormill::fault::value::{CROWD_MAX, Crowd, Liar, Lie, Moment};
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::lb8;
 use rumormill::manifest::Manifest;
 use rumormill::objective::{Objective, Scratch};
 use rumormill::params::{Payout, State};
-use rumormill::protocol::Change;
+use rumormill::protocol::{Change, Probe};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::spsa::projected_gradient;
 
-use crate::lie::{Crowd, Lie};
-use crate::sim::scenario::FaultKind;
+use crate::sim::scenario::Auditors;
 use crate::simulation::Trainer;
-
-/// Honest nodes whose values the faulty look at; all of them would make a probe of a large network
-/// as dear as a round.
-const CROWD_MAX: usize = 32;
 
 /// Directions of which the crowd's values are remembered: all faulty nodes meet at the same ones.
 const REMEMBERED_MAX: usize = 1 << 16;
@@ -36,7 +33,7 @@ struct Learner {
     id: NodeId,
     /// Rows of the training table that it may use; `None` means all.
     rows: Option<Arc<Vec<u32>>>,
-    lie: Option<Lie>,
+    liar: Option<Liar>,
     state: State,
 }
 
@@ -51,7 +48,10 @@ pub struct ModelTrainer {
     base: State,
     learners: Vec<Learner>,
     crowds: BTreeMap<(Round, Slot), Crowd>,
-    rng: KeyedRng,
+    auditors: Auditors,
+    /// What was told lately, for auditors that do not measure.
+    told: BTreeMap<(Round, Slot, NodeId), f64>,
+    rounds: u64,
     /// Probes made by all nodes.
     pub probes: u64,
     scratch: Scratch,
@@ -84,12 +84,23 @@ pub struct Subject {
 
 impl ModelTrainer {
     /// All nodes at the base model.
-    pub fn new(manifest: &Manifest, subject: Subject, pupils: Vec<Pupil>, seed: u64) -> Self {
+    pub fn new(
+        manifest: &Manifest,
+        subject: Subject,
+        pupils: Vec<Pupil>,
+        auditors: Auditors,
+        seed: u64,
+    ) -> Self {
         let Subject { objective, flipped, population, base } = subject;
         let dim = base.layout().dim();
         let learners = pupils
             .into_iter()
-            .map(|Pupil { id, rows, lie }| Learner { id, rows, lie, state: base.clone() })
+            .enumerate()
+            .map(|(at, Pupil { id, rows, lie })| {
+                let rng = || KeyedRng::from_seed("rumormill v1 simulated lies", seed, at as u64);
+                let liar = lie.map(|lie| Liar::new(lie, rng()));
+                Learner { id, rows, liar, state: base.clone() }
+            })
             .collect();
         ModelTrainer {
             run: manifest.run_id(),
@@ -100,13 +111,50 @@ impl ModelTrainer {
             base,
             learners,
             crowds: BTreeMap::new(),
-            rng: KeyedRng::from_seed("rumormill v1 simulated lies", seed, 0),
+            auditors,
+            told: BTreeMap::new(),
+            rounds: manifest.rounds_total(),
             probes: 0,
             scratch: Scratch::default(),
             plus: vec![0.0; dim],
             minus: vec![0.0; dim],
             batch: vec![0; manifest.batch as usize],
         }
+    }
+
+    /// A node's identity.
+    pub fn id(&self, node: usize) -> NodeId {
+        self.learners[node].id
+    }
+
+    /// What a faulty auditor says that it measured; `None` when it measures.
+    fn repetition(&self, probe: Probe) -> Option<f64> {
+        let told = *self.told.get(&(probe.round, probe.slot, probe.of))?;
+        let colludes =
+            self.learners.iter().any(|other| other.id == probe.of && other.liar.is_some());
+        match self.auditors {
+            Auditors::Honest => None,
+            Auditors::Accuse if !colludes => Some(-told),
+            Auditors::Accuse | Auditors::Copy => Some(told),
+        }
+    }
+
+    /// Remembers what was told, as long as it may be audited.
+    fn remember(&mut self, probe: Probe, (plus, minus): (f32, f32)) {
+        if self.auditors == Auditors::Honest {
+            return;
+        }
+        if self.told.len() == REMEMBERED_MAX {
+            self.told.pop_first();
+        }
+        let told = projected_gradient(plus, minus, self.epsilon_log2);
+        self.told.insert((probe.round, probe.slot, probe.of), told);
+    }
+
+    /// Losses whose projected gradient is what shall be told.
+    fn losses_of(&self, told: f64) -> (f32, f32) {
+        let half = (told * 2f64.powi(self.epsilon_log2)) as f32;
+        (half, -half)
     }
 
     /// A node's model.
@@ -120,15 +168,16 @@ impl ModelTrainer {
     }
 
     /// Losses on a node's minibatch, at the pair that was written last.
-    fn measure(&mut self, node: usize, round: Round, slot: Slot, flip: bool) -> (f32, f32) {
-        let Learner { id, rows, .. } = &self.learners[node];
+    fn measure(&mut self, node: usize, probe: Probe, flip: bool) -> (f32, f32) {
+        let Probe { round, slot, of } = probe;
+        let rows = &self.learners[node].rows;
         let batch = &mut self.batch;
         match rows {
             Some(rows) => {
-                minibatch(&self.run, id, round, slot, rows.len(), batch);
+                minibatch(&self.run, &of, round, slot, rows.len(), batch);
                 batch.iter_mut().for_each(|row| *row = rows[*row as usize]);
             }
-            None => minibatch(&self.run, id, round, slot, self.population, batch),
+            None => minibatch(&self.run, &of, round, slot, self.population, batch),
         }
         let objective = match &self.flipped {
             Some(flipped) if flip => flipped,
@@ -137,18 +186,23 @@ impl ModelTrainer {
         objective.loss_pair(&self.plus, &self.minus, batch, &mut self.scratch)
     }
 
+    fn faulty(&self) -> usize {
+        self.learners.iter().filter(|learner| learner.liar.is_some()).count()
+    }
+
     /// What the honest would measure, at the pair that was written last.
     fn crowd(&mut self, round: Round, slot: Slot) -> Crowd {
         if let Some(crowd) = self.crowds.get(&(round, slot)) {
             return *crowd;
         }
         let honest: Vec<usize> =
-            (0..self.learners.len()).filter(|&node| self.learners[node].lie.is_none()).collect();
+            (0..self.learners.len()).filter(|&node| self.learners[node].liar.is_none()).collect();
         let values: Vec<f64> = honest
             .iter()
             .take(CROWD_MAX)
             .map(|&node| {
-                let (plus, minus) = self.measure(node, round, slot, false);
+                let of = self.learners[node].id;
+                let (plus, minus) = self.measure(node, Probe { round, slot, of }, false);
                 projected_gradient(plus, minus, self.epsilon_log2)
             })
             .collect();
@@ -175,37 +229,46 @@ impl Trainer for ModelTrainer {
         self.learners[node].state.apply(&payouts);
     }
 
-    fn losses(&mut self, node: usize, round: Round, slot: Slot) -> (f32, f32) {
-        self.probes += 1;
-        let direction = Direction::new(&self.run, round, slot);
-        let state = &self.learners[node].state;
-        state.write_pair(&direction, self.epsilon_log2, &mut self.plus, &mut self.minus);
-        let Some(lie) = self.learners[node].lie else {
-            return self.measure(node, round, slot, false);
-        };
-        let flip = lie.kind == FaultKind::LabelFlip;
-        let (plus, minus) = self.measure(node, round, slot, flip);
-        if flip {
-            return (plus, minus);
+    fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
+        let losses = self.tell(node, probe);
+        if probe.of == self.learners[node].id {
+            self.remember(probe, losses);
         }
-        let own = projected_gradient(plus, minus, self.epsilon_log2);
-        let crowd = match lie.needs_crowd() {
-            true => self.crowd(round, slot),
-            false => Crowd::new(std::iter::empty(), 1, 1),
-        };
-        let told = lie.tell(own, &crowd, &mut self.rng);
-        // The largest byte there is, whatever the scale of the height.
-        let told = match lie.kind {
-            FaultKind::LargestOpposing => told * 1e6,
-            _ => told,
-        };
-        // Losses whose projected gradient is what shall be told.
-        let half = (told * 2f64.powi(self.epsilon_log2)) as f32;
-        (half, -half)
+        losses
     }
 
     fn reset(&mut self, node: usize) {
         self.learners[node].state = self.base.clone();
+    }
+}
+
+impl ModelTrainer {
+    fn tell(&mut self, node: usize, probe: Probe) -> (f32, f32) {
+        self.probes += 1;
+        let Probe { round, slot, of } = probe;
+        let direction = Direction::new(&self.run, round, slot);
+        let state = &self.learners[node].state;
+        state.write_pair(&direction, self.epsilon_log2, &mut self.plus, &mut self.minus);
+        let learner = &self.learners[node];
+        let lie = match &learner.liar {
+            Some(liar) if of == learner.id => liar.lie,
+            Some(_) => {
+                return match self.repetition(probe) {
+                    Some(said) => self.losses_of(said),
+                    None => self.measure(node, probe, false),
+                };
+            }
+            None => return self.measure(node, probe, false),
+        };
+        let (plus, minus) = self.measure(node, probe, lie.kind == FaultKind::LabelFlip);
+        let own = projected_gradient(plus, minus, self.epsilon_log2);
+        let crowd = match lie.needs_crowd() {
+            true => self.crowd(round, slot),
+            false => Crowd::new(std::iter::empty(), 1, self.faulty()),
+        };
+        let moment = Moment { round: round.0, rounds: self.rounds };
+        let liar = self.learners[node].liar.as_mut();
+        liar.map_or((plus, minus), |liar| liar.losses(own, &crowd, moment, self.epsilon_log2))
     }
 }
 

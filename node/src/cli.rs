@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::EnvFilter;
 
-use crate::{init, local, node, topology};
+use crate::{control, init, local, node, topology};
 
 /// Train one model on many machines by gossip, one byte at a time.
 ///
@@ -38,6 +38,8 @@ enum Command {
     Init(Box<init::InitArgs>),
     Node(Box<node::NodeArgs>),
     Id(node::IdArgs),
+    Status(control::StatusArgs),
+    Fault(control::FaultArgs),
     Topology(topology::TopologyArgs),
 }
 
@@ -97,6 +99,8 @@ pub fn main() -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::Node(args) => node::run(args),
         Command::Id(args) => node::print_id(args),
+        Command::Status(args) => control::status(args),
+        Command::Fault(args) => control::fault(args),
         Command::Topology(args) => topology::run(args),
     };
     match result {

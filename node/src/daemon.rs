@@ -9,19 +9,26 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use libp2p::{Multiaddr, PeerId};
 use rumormill::data::shard::Shards;
-use rumormill::id::{NodeId, Origin};
+use rumormill::fault::value::{Liar, Lie};
+use rumormill::fault::wire::Saboteur;
+use rumormill::fault::{Fault, FaultKind};
+use rumormill::id::{NodeId, Origin, Round};
 use rumormill::keys::Keys;
 use rumormill::manifest::{Manifest, ManifestError};
 use rumormill::message::{Request, Response};
 use rumormill::protocol::{Config, Entry, Event, Input, Offence, Output, Protocol, Stats};
+use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::control::{Answer, Command, Request as Question, Status};
 use crate::evaluator::{Evaluator, Losses, ProbeSettings, Report, Task};
+use crate::fault::{Deceit, Lab, WITNESSES_MAX, Witness};
 use crate::identity::{Identity, node_of, peer_of};
 use crate::net::{Counters, Network, NetworkConfig, NetworkError, NetworkEvent, ResponseToken};
 use crate::net::{DownReason, RequestId};
+use crate::siege::Siege;
 use crate::store::{Store, StoreError};
 
 /// Statements that broke the protocol before a peer loses its connection. An honest peer never
@@ -43,6 +50,12 @@ const HISTORY_BYTES: usize = 1 << 19;
 
 /// Network events handled before time and results are looked at again.
 const EVENTS_PER_TURN: usize = 32;
+
+/// Requests over the local interface that wait for the loop.
+const COMMANDS_MAX: usize = 16;
+
+/// How long a slow reader lets its neighbors wait for the next frame.
+const SLOW_READ: Duration = Duration::from_secs(1);
 
 /// Whom a node talks to.
 #[derive(Clone, Debug)]
@@ -84,6 +97,8 @@ pub struct Setup {
     pub timeout: Option<Duration>,
     /// Go on serving history after the run is certified, until told to stop.
     pub stay: bool,
+    /// In runs whose manifest allows it: what is needed to misbehave.
+    pub lab: Option<Lab>,
 }
 
 /// Why a node could not start or go on.
@@ -101,6 +116,9 @@ pub enum DaemonError {
     /// The private shards cannot be cut.
     #[error("cannot cut the training rows into shards: {0}")]
     Shards(String),
+    /// The fault cannot be injected; the node behaves.
+    #[error("cannot inject the fault: {0}")]
+    Fault(String),
 }
 
 /// How a node ended.
@@ -144,6 +162,14 @@ pub struct Outcome {
     pub edges: Vec<(PeerId, u64, u64)>,
     /// What was missing when it ended without a certificate.
     pub missing: String,
+    /// Mean weight of every origin in the rounds closed here, by roster position.
+    pub weights: Vec<f64>,
+    /// Mean trust of every origin in these rounds, in [−1, 1]; empty where the rule compares nobody.
+    pub trust: Vec<f64>,
+    /// Origins whose records counted for nothing in the end.
+    pub excluded: Vec<Origin>,
+    /// The fault that was injected.
+    pub fault: Option<Fault>,
 }
 
 /// A node's progress, for whoever watches.
@@ -163,12 +189,15 @@ pub struct Progress {
     pub gathering: Option<(usize, usize)>,
     /// Where it listens.
     pub addresses: Vec<Multiaddr>,
+    /// The digest chain, once every round is certified.
+    pub finished: Option<String>,
 }
 
 /// The way to a running node.
 #[derive(Clone)]
 pub struct Handle {
     stop: mpsc::Sender<()>,
+    commands: mpsc::Sender<Command>,
     /// The node's progress.
     pub progress: watch::Receiver<Progress>,
 }
@@ -178,6 +207,13 @@ impl Handle {
     pub fn stop(&self) {
         // A second request finds the first still there.
         let _ = self.stop.try_send(());
+    }
+
+    /// Asks the node over its local interface; `None` when it has ended.
+    pub async fn ask(&self, request: Question) -> Option<Answer> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(Command { request, reply }).await.ok()?;
+        answer.await.ok()
     }
 }
 
@@ -206,6 +242,20 @@ pub struct Daemon {
     progress: watch::Sender<Progress>,
     progressed: Instant,
     stopping: bool,
+    commands: mpsc::Receiver<Command>,
+    /// The node's own key, with which a saboteur signs.
+    keys: Keys,
+    lab: Option<Lab>,
+    /// How it misbehaves now, and what carries that out.
+    fault: Option<Fault>,
+    saboteur: Option<Saboteur>,
+    siege: Option<Siege>,
+    /// When a slow reader read last.
+    read_at: Instant,
+    /// Sums of the origins' weights and trust over the rounds closed here, and how many these were.
+    weights: Vec<f64>,
+    trust: Vec<f64>,
+    weighed: u64,
 }
 
 impl Daemon {
@@ -217,12 +267,11 @@ impl Daemon {
         let keys = Keys::from_seed(setup.identity.seed());
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let config = Config { unix_s: unix.as_secs(), ..setup.config };
-        let mut protocol = Protocol::new(setup.manifest, keys, config)?;
+        let mut protocol = Protocol::new(setup.manifest, keys.clone(), config)?;
         let network = Network::new(setup.identity.to_keypair(), setup.network)?;
         let manifest = protocol.manifest();
         let settings = ProbeSettings {
             run: protocol.run_id(),
-            node: protocol.id(),
             batch: manifest.batch as usize,
             epsilon_log2: manifest.epsilon_log2,
         };
@@ -241,7 +290,9 @@ impl Daemon {
             info!(entries = restored, certified = protocol.certified(), "resumed from the log");
         }
         let (stop_sender, stop) = mpsc::channel(1);
+        let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (progress, watcher) = watch::channel(Progress::default());
+        let fault = setup.lab.as_ref().and_then(|lab| lab.fault);
         let mut daemon = Daemon {
             protocol,
             network,
@@ -263,12 +314,24 @@ impl Daemon {
             progress,
             progressed: Instant::now(),
             stopping: false,
+            commands,
+            keys,
+            lab: setup.lab,
+            fault,
+            saboteur: None,
+            siege: None,
+            read_at: Instant::now(),
+            weights: Vec::new(),
+            trust: Vec::new(),
+            weighed: 0,
         };
         daemon.seek();
         if daemon.protocol.is_started() {
             daemon.take_shard()?;
         }
-        Ok((daemon, Handle { stop: stop_sender, progress: watcher }))
+        daemon.misbehave().map_err(DaemonError::Fault)?;
+        let handle = Handle { stop: stop_sender, commands: command_sender, progress: watcher };
+        Ok((daemon, handle))
     }
 
     /// Where the node listens, once it does.
@@ -292,6 +355,7 @@ impl Daemon {
     pub fn set_neighbors(&mut self, neighbors: Neighbors) {
         self.neighbors = neighbors;
         self.seek();
+        self.besiege();
     }
 
     fn seek(&mut self) {
@@ -336,10 +400,12 @@ impl Daemon {
             self.close_refused();
             let sleep = self.sleep_until_due();
             tokio::select! {
-                event = self.network.next_event() => {
+                event = self.network.next_event(), if self.reads() => {
+                    self.read_at = Instant::now();
                     self.on_network(event)?;
                     self.drain_network().await?;
                 }
+                Some(command) = self.commands.recv() => self.on_command(command),
                 Some(losses) = self.losses.recv() => self.on_losses(losses)?,
                 () = tokio::time::sleep(sleep) => self.feed(Input::Wake)?,
                 _ = self.stop.recv(), if !self.stopping => {
@@ -357,6 +423,9 @@ impl Daemon {
     /// Takes what the network has ready, without waiting, so that a burst costs one turn.
     async fn drain_network(&mut self) -> Result<(), DaemonError> {
         for _ in 0..EVENTS_PER_TURN {
+            if !self.reads() {
+                break;
+            }
             let ready = tokio::select! {
                 biased;
                 event = self.network.next_event() => Some(event),
@@ -379,6 +448,7 @@ impl Daemon {
 
     async fn finish(mut self, ending: Ending) -> Result<Outcome, DaemonError> {
         self.store.flush()?;
+        self.publish();
         let report = self.evaluator.report();
         let missing = match ending {
             Ending::Certified => String::new(),
@@ -390,6 +460,9 @@ impl Daemon {
         let edges = self.protocol.edges();
         let edges = edges.filter_map(|(node, fired, done)| Some((peer_of(node)?, fired, done)));
         let edges = edges.collect();
+        let rounds = self.weighed.max(1) as f64;
+        let mean = |sums: &[f64]| sums.iter().map(|sum| sum / rounds).collect();
+        let (weights, trust) = (mean(&self.weights), mean(&self.trust));
         let (_, counters) = self.network.close(CLOSE_WAIT).await;
         Ok(Outcome {
             ending,
@@ -405,6 +478,10 @@ impl Daemon {
             counters,
             edges,
             missing,
+            weights,
+            trust,
+            excluded: self.protocol.excluded().keys().copied().collect(),
+            fault: self.fault,
         })
     }
 
@@ -412,6 +489,10 @@ impl Daemon {
         if self.progressed.elapsed() < Duration::from_millis(100) {
             return;
         }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
         self.progressed = Instant::now();
         let progress = Progress {
             round: self.protocol.round().0,
@@ -421,16 +502,17 @@ impl Daemon {
             waits_for: self.protocol.stalled().map(str::to_owned),
             gathering: self.protocol.gathering(self.now()),
             addresses: self.network.listen_addrs(),
+            finished: self.protocol.is_finished().then(|| self.protocol.digest().to_string()),
         };
         self.progress.send_replace(progress);
     }
 
     fn on_losses(&mut self, losses: Losses) -> Result<(), DaemonError> {
-        let Losses { round, slot, plus, minus } = losses;
-        self.feed(Input::Losses { round, slot, plus, minus })?;
+        let Losses { probe, plus, minus } = losses;
+        self.feed(Input::Losses { probe, plus, minus })?;
         // What else has been measured meanwhile.
-        while let Ok(Losses { round, slot, plus, minus }) = self.losses.try_recv() {
-            self.feed(Input::Losses { round, slot, plus, minus })?;
+        while let Ok(Losses { probe, plus, minus }) = self.losses.try_recv() {
+            self.feed(Input::Losses { probe, plus, minus })?;
         }
         Ok(())
     }
@@ -455,14 +537,21 @@ impl Daemon {
     /// Carries out one effect. A frame that could not be sent comes back as an input.
     fn perform(&mut self, output: Output) -> Result<Option<Input>, DaemonError> {
         match output {
-            Output::Record(entry) => self.store.append(&entry),
+            Output::Record(entry) => {
+                if let Some(saboteur) = &mut self.saboteur {
+                    saboteur.record(&entry);
+                }
+                self.store.append(&entry);
+            }
             Output::Pass { .. } => unreachable!("this protocol was not told to pass frames"),
             Output::Send { to, bytes } => {
                 // Nothing leaves before what it follows from is written.
                 self.store.flush()?;
-                let sent = self.links.get(&to).map(|peer| self.network.send(*peer, bytes));
-                if !matches!(sent, Some(Ok(()))) {
-                    return Ok(Some(Input::NotSent(to)));
+                for bytes in self.frames(to, bytes) {
+                    let sent = self.links.get(&to).map(|peer| self.network.send(*peer, bytes));
+                    if !matches!(sent, Some(Ok(()))) {
+                        return Ok(Some(Input::NotSent(to)));
+                    }
                 }
             }
             Output::Request { to, request } => {
@@ -471,7 +560,7 @@ impl Daemon {
                     self.requests.insert(id, to);
                 }
             }
-            Output::Probe { round, slot } => self.evaluator.probe(round, slot),
+            Output::Probe(probe) => self.evaluator.probe(probe),
             Output::Apply(changes) => self.evaluator.apply(changes),
             Output::Misbehaved { peer, offence } => self.on_offence(peer, &offence),
             Output::Refused { peer, difference } => {
@@ -524,15 +613,18 @@ impl Daemon {
             Event::Started { members } => {
                 info!(members, "the run has started");
                 self.take_shard()?;
+                self.misbehave().map_err(DaemonError::Fault)?;
             }
             Event::Joined { height } => {
                 info!(height = height.0, "this node is a member");
                 self.take_shard()?;
             }
-            Event::Closed { round, impatient: true } => {
-                info!(round = round.0, "closed without waiting longer for records of others");
+            Event::Closed { round, impatient } => {
+                if *impatient {
+                    info!(round = round.0, "closed without waiting longer for records of others");
+                }
+                self.weigh(*round);
             }
-            Event::Closed { .. } => {}
             Event::Certified { height, records, digest } => {
                 debug!(height = height.0, records, %digest, "certified");
             }
@@ -546,6 +638,16 @@ impl Daemon {
                 warn!(
                     height = height.0,
                     "{peer} signed two contradicting segments; its records count for nothing"
+                );
+            }
+            Event::Convicted { origin, from, score } => {
+                let peer = peer_of(*origin).map(|peer| peer.to_string()).unwrap_or_default();
+                warn!(
+                    from = from.0,
+                    score = format!("{:.2}", score.correlation),
+                    auditors = score.auditors,
+                    samples = score.samples,
+                    "{peer} is excluded: its bytes do not fit what others measure at the same place"
                 );
             }
             Event::CatchingUp { certified, target, from } => {
@@ -572,6 +674,163 @@ impl Daemon {
             .map_err(|error| DaemonError::Shards(error.to_string()))?;
         self.evaluator.set_rows(Arc::new(rows));
         Ok(())
+    }
+
+    /// Adds the weights and the trust of a round that was closed to the sums.
+    fn weigh(&mut self, round: Round) {
+        let Some(update) = self.protocol.update_of(round) else { return };
+        for (sums, values) in
+            [(&mut self.weights, &update.weights), (&mut self.trust, &update.trust)]
+        {
+            if sums.len() < values.len() {
+                sums.resize(values.len(), 0.0);
+            }
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        }
+        self.weighed += 1;
+    }
+
+    fn on_command(&mut self, command: Command) {
+        let answer = match command.request {
+            Question::Status => Answer::Status(self.status()),
+            Question::FaultSet { fault } => self.set_fault(Some(fault)),
+            Question::FaultClear => self.set_fault(None),
+        };
+        // Who asked may be gone.
+        let _ = command.reply.send(answer);
+    }
+
+    fn status(&self) -> Status {
+        let name = |node: &NodeId| {
+            peer_of(*node).map_or_else(|| node.to_string(), |peer| peer.to_string())
+        };
+        let roster = self.protocol.roster();
+        let excluded = self.protocol.excluded();
+        Status {
+            run: self.protocol.run_id().to_string(),
+            node: name(&self.protocol.id()),
+            round: self.protocol.round().0,
+            rounds: self.protocol.manifest().rounds_total(),
+            certified: self.protocol.certified(),
+            heights: self.protocol.manifest().heights(),
+            probes: self.protocol.stats().probes,
+            members: roster.len(),
+            peers: self.links.values().map(PeerId::to_string).collect(),
+            stalled: self.protocol.stalled().map(str::to_owned),
+            excluded: excluded.keys().filter_map(|&origin| roster.id(origin)).map(name).collect(),
+            fault: self.fault,
+        }
+    }
+
+    fn set_fault(&mut self, fault: Option<Fault>) -> Answer {
+        let refused = |reason: String| Answer::Refused { reason };
+        if self.lab.is_none() {
+            return refused(
+                "the run does not allow faults to be injected: its manifest says lab = false"
+                    .into(),
+            );
+        }
+        let before = std::mem::replace(&mut self.fault, fault);
+        match self.misbehave() {
+            Ok(()) => Answer::Done,
+            Err(reason) => {
+                self.fault = before;
+                refused(reason)
+            }
+        }
+    }
+
+    /// Whether the network is listened to now.
+    fn reads(&self) -> bool {
+        let slow = self.fault.is_some_and(|fault| fault.kind == FaultKind::SlowReader);
+        !slow || self.read_at.elapsed() >= SLOW_READ
+    }
+
+    /// The frames that go out in place of the protocol's own.
+    fn frames(&mut self, to: NodeId, bytes: Vec<u8>) -> Vec<Vec<u8>> {
+        let Some(saboteur) = &mut self.saboteur else { return vec![bytes] };
+        let roster = self.protocol.roster();
+        let to = roster.origin(&to).map_or(0, Origin::index);
+        saboteur.frames(roster.origin(&self.protocol.id()), to, bytes)
+    }
+
+    /// Makes the node do what its fault says, or behave.
+    fn misbehave(&mut self) -> Result<(), String> {
+        let (Some(lab), Some(fault)) = (&self.lab, self.fault) else {
+            self.evaluator.deceive(None);
+            (self.saboteur, self.siege) = (None, None);
+            return Ok(());
+        };
+        let me = self.protocol.id();
+        let manifest = self.protocol.manifest();
+        let place = lab.colluders.iter().position(|node| *node == me).unwrap_or(0);
+        let rng = |context| KeyedRng::from_seed(context, manifest.seed, place as u64);
+        let deceit = match fault.kind.is_value() {
+            true => {
+                let liar = Liar::new(Lie::of(fault, place), rng("rumormill v1 lies"));
+                Some(self.deceit(lab, liar)?)
+            }
+            false => None,
+        };
+        let saboteur = (!fault.kind.is_value()).then(|| {
+            let rng = rng("rumormill v1 saboteur");
+            Saboteur::new(fault.kind, manifest.clone(), self.keys.clone(), rng)
+        });
+        self.evaluator.deceive(deceit);
+        self.saboteur = saboteur;
+        self.besiege();
+        warn!(%fault, "this node misbehaves, as it was told to");
+        Ok(())
+    }
+
+    fn besiege(&mut self) {
+        let targets: Vec<Multiaddr> = match &self.neighbors {
+            Neighbors::Only(neighbors) => neighbors.values().flatten().cloned().collect(),
+            Neighbors::Found { addresses, .. } => addresses.clone(),
+        };
+        let kind = self.fault.map(|fault| fault.kind);
+        let manifest = self.protocol.manifest();
+        self.siege = kind.and_then(|kind| Siege::start(kind, manifest, &targets));
+    }
+
+    /// A lie with those whose values it looks at.
+    fn deceit(&self, lab: &Lab, liar: Liar) -> Result<Deceit, String> {
+        let me = self.protocol.id();
+        let roster = self.protocol.roster();
+        let honest: Vec<(Origin, NodeId)> = roster
+            .ids()
+            .map(|(origin, id)| (origin, *id))
+            .filter(|(_, id)| *id != me && !lab.colluders.contains(id))
+            .collect();
+        let founders = roster.len_at(rumormill::id::Height(0)).max(1);
+        let shards = match (self.shards, liar.lie.needs_crowd()) {
+            (Shards::Public, _) | (_, false) => None,
+            (shards, true) => {
+                let seed = self.protocol.manifest().seed;
+                let cut = shards.split(&self.labels, founders, seed);
+                Some(cut.map_err(|error| error.to_string())?)
+            }
+        };
+        let rows = |origin: Origin| {
+            let shard = shards.as_ref()?.get(origin.index() % founders)?;
+            Some(Arc::new(shard.clone()))
+        };
+        let witnesses = honest.iter().take(WITNESSES_MAX);
+        let witnesses = witnesses.map(|&(origin, id)| Witness { id, rows: rows(origin) });
+        let flipped = match liar.lie.kind {
+            FaultKind::LabelFlip => Some(lab.flipped().map_err(|error| format!("{error:#}"))?),
+            _ => None,
+        };
+        Ok(Deceit {
+            me,
+            liar,
+            witnesses: witnesses.collect(),
+            honest: honest.len(),
+            faulty: lab.colluders.len().max(1),
+            rounds: self.protocol.manifest().rounds_total(),
+            flipped,
+            crowds: Arc::clone(&lab.crowds),
+        })
     }
 
     fn on_network(&mut self, event: NetworkEvent) -> Result<(), DaemonError> {
@@ -663,7 +922,11 @@ impl Daemon {
             Ok(Request::Manifest) => Response::Manifest(Box::new(self.protocol.manifest().clone())),
             Ok(Request::Founders) => Response::Founders(self.protocol.founding().to_vec()),
             Ok(Request::History { from }) => {
-                Response::History(self.store.history(from, HISTORY_BYTES))
+                let heights = self.store.history(from, HISTORY_BYTES);
+                Response::History(match &mut self.saboteur {
+                    Some(saboteur) => saboteur.history(heights),
+                    None => heights,
+                })
             }
             Err(error) => {
                 if let Some(node) = node_of(peer) {

@@ -8,12 +8,14 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use rumormill::direction::Direction;
-use rumormill::id::{NodeId, Round, RunId, Slot};
+use rumormill::id::RunId;
 use rumormill::objective::{Evaluation, Objective, Scratch, Split};
 use rumormill::params::{Payout, State};
-use rumormill::protocol::Change;
+use rumormill::protocol::{Change, Probe};
 use rumormill::sample::minibatch;
 use tokio::sync::{mpsc, oneshot};
+
+use crate::fault::{Deceit, Witness};
 
 /// Commands that may wait. Probes are bounded by the pipeline; lists of changes come one a round.
 const COMMANDS_MAX: usize = 1024;
@@ -42,8 +44,6 @@ pub struct Task {
 pub struct ProbeSettings {
     /// The run.
     pub run: RunId,
-    /// This node.
-    pub node: NodeId,
     /// Rows in a minibatch.
     pub batch: usize,
     /// ε = 2^`epsilon_log2`.
@@ -53,10 +53,8 @@ pub struct ProbeSettings {
 /// A measured probe.
 #[derive(Clone, Copy, Debug)]
 pub struct Losses {
-    /// The direction's round.
-    pub round: Round,
-    /// The direction's slot.
-    pub slot: Slot,
+    /// The probe.
+    pub probe: Probe,
     /// Loss at θ + ε·direction.
     pub plus: f32,
     /// Loss at θ − ε·direction.
@@ -76,8 +74,9 @@ pub struct Report {
 
 enum Command {
     Apply(Vec<Change>),
-    Probe { round: Round, slot: Slot },
+    Probe(Probe),
     Rows(Arc<Vec<u32>>),
+    Deceive(Option<Box<Deceit>>),
     Report(oneshot::Sender<Report>),
 }
 
@@ -105,13 +104,18 @@ impl Evaluator {
     }
 
     /// Asks for a probe.
-    pub fn probe(&self, round: Round, slot: Slot) {
-        self.send(Command::Probe { round, slot });
+    pub fn probe(&self, probe: Probe) {
+        self.send(Command::Probe(probe));
     }
 
     /// From now on, minibatches are drawn from these rows.
     pub fn set_rows(&self, rows: Arc<Vec<u32>>) {
         self.send(Command::Rows(rows));
+    }
+
+    /// From now on, tells lies about the node's own probes, or the truth again.
+    pub fn deceive(&self, deceit: Option<Deceit>) {
+        self.send(Command::Deceive(deceit.map(Box::new)));
     }
 
     /// The model as it stands after everything sent so far.
@@ -144,6 +148,8 @@ impl Drop for Evaluator {
 struct Worker {
     task: Task,
     settings: ProbeSettings,
+    /// How the node lies, if it does.
+    deceit: Option<Box<Deceit>>,
     state: State,
     scratch: Scratch,
     plus: Vec<f32>,
@@ -155,6 +161,7 @@ impl Worker {
     fn new(task: Task, settings: ProbeSettings) -> Worker {
         let dim = task.base.layout().dim();
         Worker {
+            deceit: None,
             state: task.base.clone(),
             scratch: Scratch::default(),
             plus: vec![0.0; dim],
@@ -169,13 +176,14 @@ impl Worker {
         while let Ok(command) = inbox.recv() {
             match command {
                 Command::Apply(changes) => self.apply(&changes),
-                Command::Probe { round, slot } => {
-                    let losses = self.measure(round, slot);
+                Command::Probe(probe) => {
+                    let losses = self.measure(probe);
                     if results.blocking_send(losses).is_err() {
                         return;
                     }
                 }
                 Command::Rows(rows) => self.task.rows = Some(rows),
+                Command::Deceive(deceit) => self.deceit = deceit,
                 Command::Report(reply) => {
                     let _ = reply.send(self.report());
                 }
@@ -196,11 +204,39 @@ impl Worker {
         self.state.apply(&payouts);
     }
 
-    fn measure(&mut self, round: Round, slot: Slot) -> Losses {
-        let ProbeSettings { run, node, epsilon_log2, .. } = self.settings;
-        let direction = Direction::new(&run, round, slot);
+    fn measure(&mut self, probe: Probe) -> Losses {
+        let ProbeSettings { run, epsilon_log2, .. } = self.settings;
+        let direction = Direction::new(&run, probe.round, probe.slot);
         self.state.write_pair(&direction, epsilon_log2, &mut self.plus, &mut self.minus);
-        match &self.task.rows {
+        let mut deceit = self.deceit.take();
+        let (plus, minus) = match &mut deceit {
+            Some(deceit) if deceit.me == probe.of => {
+                let flipped = deceit.flipped.clone();
+                deceit.losses(probe, epsilon_log2, |whose| {
+                    self.losses(probe, whose, flipped.as_deref().filter(|_| whose.is_none()))
+                })
+            }
+            _ => self.losses(probe, None, None),
+        };
+        self.deceit = deceit;
+        Losses { probe, plus, minus }
+    }
+
+    /// Losses at the pair that was written last, on the minibatch of the node that the probe names or
+    /// of a witness.
+    fn losses(
+        &mut self,
+        probe: Probe,
+        whose: Option<&Witness>,
+        objective: Option<&dyn Objective>,
+    ) -> (f32, f32) {
+        let Probe { round, slot, of } = probe;
+        let run = self.settings.run;
+        let (node, rows) = match whose {
+            Some(witness) => (witness.id, &witness.rows),
+            None => (of, &self.task.rows),
+        };
+        match rows {
             Some(rows) => {
                 minibatch(&run, &node, round, slot, rows.len(), &mut self.batch);
                 self.batch.iter_mut().for_each(|row| *row = rows[*row as usize]);
@@ -209,9 +245,8 @@ impl Worker {
                 minibatch(&run, &node, round, slot, self.task.population, &mut self.batch);
             }
         }
-        let (plus, minus) =
-            self.task.objective.loss_pair(&self.plus, &self.minus, &self.batch, &mut self.scratch);
-        Losses { round, slot, plus, minus }
+        let objective = objective.unwrap_or(&*self.task.objective);
+        objective.loss_pair(&self.plus, &self.minus, &self.batch, &mut self.scratch)
     }
 
     fn report(&mut self) -> Report {

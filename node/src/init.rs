@@ -4,7 +4,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
-use rumormill::manifest::{Directions, Founders};
+use rumormill::data::shard::Shards;
+use rumormill::manifest::{Directions, Founders, Manifest};
 
 use crate::run::{NodeSettings, RunArgs, RunFile};
 
@@ -24,21 +25,29 @@ pub struct InitArgs {
     /// all, as in *Just One Byte*
     #[arg(long, default_value = "shared")]
     pub directions: Directions,
+    /// Let faults be injected into the run's nodes
+    #[arg(long)]
+    pub lab: bool,
     /// What to train.
     #[command(flatten)]
     pub run: RunArgs,
 }
+
+/// Probes of others that a node repeats for every thousand of its own, unless the user says otherwise:
+/// what a run among strangers costs to be safe from lies.
+const AUDITS: u16 = 50;
 
 /// Runs the command.
 pub fn run(args: &InitArgs) -> Result<u8> {
     if args.out.exists() && !args.force {
         bail!("{} exists; --force writes over it, --out names another", args.out.display());
     }
-    let prepared = args.run.prepare(
-        Founders::Minimum(args.members),
-        usize::from(args.members),
-        args.directions,
-    )?;
+    let mut run = args.run.clone();
+    if run.shards == Shards::Public && args.members >= 4 {
+        run.audits = run.audits.or(Some(AUDITS));
+    }
+    let prepared =
+        run.prepare(Founders::Minimum(args.members), usize::from(args.members), args.directions)?;
     let absolute = |path: &str| match std::fs::canonicalize(path) {
         Ok(path) if args.run.data != rumormill::data::source::DIGITS => {
             path.to_string_lossy().into_owned()
@@ -54,7 +63,8 @@ pub fn run(args: &InitArgs) -> Result<u8> {
             format: format.unwrap_or_default(),
             ..NodeSettings::default()
         },
-        run: prepared.manifest,
+        run: Manifest { lab: args.lab, ..prepared.manifest },
+        faults: None,
     };
     write_atomically(&args.out, &file.render()?)?;
     eprintln!(

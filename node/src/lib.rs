@@ -2,11 +2,13 @@
 //!
 //! A node is one [`daemon::Daemon`]: a loop around a `Protocol` value, with [`net`] for sockets,
 //! [`evaluator`] for compute and [`store`] for disk. The commands start one ([`node`]) or many
-//! ([`local`]). [`vector`] runs the rivals that exchange vectors over the same sockets.
+//! ([`local`]), ask a running one ([`control`]), or make some of them misbehave ([`fault`]). [`vector`] runs the rivals that exchange vectors over the same sockets.
 
 pub mod cli;
+pub mod control;
 pub mod daemon;
 pub mod evaluator;
+pub mod fault;
 pub mod identity;
 pub mod init;
 pub mod local;
@@ -15,6 +17,7 @@ pub mod node;
 mod processes;
 pub mod report;
 pub mod run;
+mod siege;
 pub mod store;
 pub mod topology;
 pub mod vector;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use libp2p::Multiaddr;
+use rumormill::fault::Fault;
 use rumormill::manifest::{Directions, Founders};
 use rumormill::protocol::{Config, EdgeRate, GradientClock};
 use rumormill::time::Time;
@@ -17,9 +18,10 @@ use rumormill_topology::family::{Family, Parameters, generate};
 use rumormill_topology::rate::{RateScheme, probabilities};
 
 use crate::daemon::{Daemon, Handle, Neighbors, Outcome, Setup};
+use crate::fault::{Crowds, Lab, Role, cast, sends_too_much};
 use crate::identity::Identity;
 use crate::net::NetworkConfig;
-use crate::node::network_limits;
+use crate::node::{allow_oversized, network_limits};
 use crate::report::{NodeLine, Summary};
 use crate::run::{Prepared, RunArgs};
 use crate::store::Store;
@@ -63,6 +65,13 @@ pub struct LocalArgs {
     /// Use QUIC instead of TCP
     #[arg(long)]
     pub quic: bool,
+    /// Make nodes misbehave: COUNT:KIND[:FACTOR] for the highest indices that the graph can spare, or
+    /// @INDEX:KIND[:FACTOR]; kinds are sign-flip, alie, label-flip, equivocation, silent, …
+    #[arg(long, value_name = "SPEC", value_delimiter = ',')]
+    pub faulty: Vec<Role>,
+    /// Run without faults first, for comparison
+    #[arg(long, requires = "faulty")]
+    pub baseline: bool,
     /// Start real child processes instead of tasks
     #[arg(long)]
     pub processes: bool,
@@ -246,6 +255,13 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
     }
     let topology = topology(args)?;
     if !args.algorithm.is_record_set() {
+        if !args.faulty.is_empty() {
+            crate::cli::usage(
+                "--faulty is for record sets; see `rumormill-lab sim` for faults of \
+                               the vector algorithms"
+                    .into(),
+            )?;
+        }
         return crate::vector::run(args, &topology);
     }
     if args.vector.trace.is_some() {
@@ -259,23 +275,47 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
         AlgorithmName::Justonebyte => Directions::Private,
         _ => Directions::Shared,
     };
-    let prepared = args.run.prepare(founders, cores, directions)?;
+    if args.processes && !args.faulty.is_empty() {
+        crate::cli::usage(
+            "--faulty makes tasks of one process misbehave; leave --processes out".into(),
+        )?;
+    }
+    let mut prepared = args.run.prepare(founders, cores, directions)?;
+    let faults = match cast(&args.faulty, &topology, &prepared.manifest) {
+        Ok(faults) => faults,
+        Err(problem) => return crate::cli::usage(problem).map(|()| 2),
+    };
+    prepared.manifest.lab = !args.faulty.is_empty();
     let shares = edge_shares(args, &topology)?;
     let rounds = prepared.manifest.rounds_total();
     announce(args, &topology, &prepared);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(topology.node_count()))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let run = |faults: &[Option<Fault>]| {
+        let nodes = Cast { args, topology: &topology, shares: &shares, faults };
+        runtime.block_on(tasks(&nodes, &identities, &prepared))
+    };
+    let baseline = match args.baseline {
+        true => {
+            eprintln!("without faults first");
+            let lines = run(&vec![None; identities.len()])?;
+            let honest = || lines.iter().zip(&faults).filter(|(_, fault)| fault.is_none());
+            let sum: f64 = honest().map(|(line, _)| line.accuracy).sum();
+            Some(sum / honest().count() as f64)
+        }
+        false => None,
+    };
     let started = Instant::now();
-    let lines = if args.processes {
-        crate::processes::run(args, &topology, &shares, &identities, &prepared)?
-    } else {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(cores.min(topology.node_count()))
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?;
-        runtime.block_on(tasks(args, &topology, &shares, identities, prepared))?
+    let lines = match args.processes {
+        true => crate::processes::run(args, &topology, &shares, &identities, &prepared)?,
+        false => run(&faults)?,
     };
     let name = args.algorithm.name();
     let summary = Summary::new(name, rounds, started.elapsed().as_secs_f64(), lines);
+    let summary = Summary { baseline_accuracy: baseline, ..summary };
     if args.json {
         crate::cli::print(&(serde_json::to_string(&summary)? + "\n"))?;
     } else {
@@ -318,14 +358,21 @@ pub(crate) fn shares_of(
     })
 }
 
+/// The nodes of a run: their graph, and who misbehaves.
+struct Cast<'a> {
+    args: &'a LocalArgs,
+    topology: &'a Topology,
+    shares: &'a [f64],
+    faults: &'a [Option<Fault>],
+}
+
 /// All nodes as tasks of this process.
 async fn tasks(
-    args: &LocalArgs,
-    topology: &Topology,
-    shares: &[f64],
-    identities: Vec<Identity>,
-    prepared: Prepared,
+    cast: &Cast<'_>,
+    identities: &[Identity],
+    prepared: &Prepared,
 ) -> Result<Vec<NodeLine>> {
+    let &Cast { args, topology, shares, faults } = cast;
     let nodes = identities.len();
     let listen: Multiaddr = match args.quic {
         true => "/ip4/127.0.0.1/udp/0/quic-v1".parse()?,
@@ -333,20 +380,32 @@ async fn tasks(
     };
     let labels = Arc::new(prepared.dataset.train.labels.clone());
     let ids: Vec<_> = identities.iter().map(Identity::node_id).collect();
+    let faulty = ids.iter().zip(faults).filter(|(_, fault)| fault.is_some());
+    let lab = Lab {
+        fault: None,
+        colluders: faulty.map(|(id, _)| *id).collect(),
+        crowds: Crowds::default(),
+        dataset: Arc::clone(&prepared.dataset),
+        spec: prepared.spec.clone(),
+    };
     let mut daemons = Vec::with_capacity(nodes);
     let mut handles = Vec::with_capacity(nodes);
     let mut addresses = Vec::with_capacity(nodes);
-    for (index, identity) in identities.into_iter().enumerate() {
+    for (index, identity) in identities.iter().enumerate() {
+        let fault = faults[index];
         let allow = topology.neighbors(index).into_iter().map(|at| ids[at]);
         let allow = allow.filter_map(crate::identity::peer_of).collect();
-        let network = NetworkConfig {
+        let mut network = NetworkConfig {
             listen: vec![listen.clone()],
             allow: Some(allow),
             ..network_limits(NetworkConfig::loopback())
         };
+        if sends_too_much(fault) {
+            allow_oversized(&mut network);
+        }
         let setup = Setup {
             manifest: prepared.manifest.clone(),
-            identity,
+            identity: Identity::from_seed(*identity.seed()),
             config: Config {
                 edge_shares: shares_of(topology, shares, index)
                     .map(|(at, share)| (ids[at], share))
@@ -362,6 +421,7 @@ async fn tasks(
             entries: Vec::new(),
             timeout: Some(Duration::from_secs_f64(args.timeout)),
             stay: false,
+            lab: fault.map(|fault| Lab { fault: Some(fault), ..lab.clone() }),
         };
         let (mut daemon, handle) = Daemon::new(setup)?;
         addresses.push(daemon.listening().await);
@@ -375,7 +435,13 @@ async fn tasks(
         daemon.set_neighbors(Neighbors::Only(neighbors));
         running.spawn(async move { (index, daemon.run().await) });
     }
-    let watcher = tokio::spawn(watch(handles.clone(), prepared.manifest.rounds_total()));
+    let honest = faults.iter().zip(&handles).filter(|(fault, _)| fault.is_none());
+    let honest: Vec<Handle> = honest.map(|(_, handle)| handle.clone()).collect();
+    let watcher = tokio::spawn(watch(honest.clone(), prepared.manifest.rounds_total()));
+    let ender = faults
+        .iter()
+        .any(Option::is_some)
+        .then(|| tokio::spawn(end_together(honest, handles.clone())));
     let mut outcomes: Vec<Option<Outcome>> = vec![None; nodes];
     let mut interrupted = false;
     loop {
@@ -398,10 +464,27 @@ async fn tasks(
         }
     }
     watcher.abort();
+    if let Some(ender) = ender {
+        ender.abort();
+    }
     let lines = outcomes.iter().enumerate().map(|(index, outcome)| {
         NodeLine::new(index, outcome.as_ref().expect("every task was joined"))
     });
     Ok(lines.collect())
+}
+
+/// Stops all nodes once the honest ones hold the same certified end: a faulty one may never reach
+/// it, and they would wait for it in vain.
+async fn end_together(honest: Vec<Handle>, all: Vec<Handle>) {
+    loop {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let ends: std::collections::BTreeSet<Option<String>> =
+            honest.iter().map(|handle| handle.progress.borrow().finished.clone()).collect();
+        if ends.len() == 1 && !ends.contains(&None) {
+            all.iter().for_each(Handle::stop);
+            return;
+        }
+    }
 }
 
 /// Shows progress on stderr until it is aborted: a bar on a terminal, a line now and then elsewhere.

@@ -16,6 +16,7 @@ use rumormill::protocol::{Config, EdgeRate, GradientClock};
 
 use crate::cli::Unreachable;
 use crate::daemon::{Daemon, Ending, Handle, Neighbors, Outcome, Setup};
+use crate::fault::{Crowds, Lab};
 use crate::identity::{DirectoryLock, Identity, node_of};
 use crate::init::write_atomically;
 use crate::net::{Network, NetworkConfig, NetworkEvent};
@@ -111,6 +112,12 @@ pub fn network_limits(config: NetworkConfig) -> NetworkConfig {
     }
 }
 
+/// Lets a node send frames that are longer than the protocol allows; those who get them judge.
+pub fn allow_oversized(config: &mut NetworkConfig) {
+    config.frame_len_max = 2 * FRAME_LEN_MAX;
+    config.queue_bytes_max = 4 * FRAME_LEN_MAX;
+}
+
 /// Runs `rumormill id`.
 pub fn print_id(args: &IdArgs) -> Result<u8> {
     let identity = Identity::load_or_create(&args.data_dir)?;
@@ -143,7 +150,10 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         crate::cli::usage("--exchanges-per-round must be a positive number".into())?;
     }
     let mut file = match &args.join {
-        Some(address) => RunFile { run: fetch(address).await?, node: NodeSettings::default() },
+        Some(address) => {
+            let (run, node) = (fetch(address).await?, NodeSettings::default());
+            RunFile { run, node, faults: None }
+        }
         None => RunFile::read(&args.run)?,
     };
     if let Some(data) = &args.data {
@@ -171,9 +181,16 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     let mut peers = args.peer.clone();
     peers.extend(parse_addresses("node.peers", &file.node.peers)?);
     peers.extend(args.join.clone());
+    let lab = file.run.lab.then(|| Lab {
+        fault: file.faults,
+        colluders: vec![identity.node_id()],
+        crowds: Crowds::default(),
+        dataset: Arc::clone(&prepared.dataset),
+        spec: prepared.spec.clone(),
+    });
     let setup = Setup {
         config: protocol_config(args, &file.node, &identity)?,
-        network: network_config(args, &file.node, &peers)?,
+        network: network_config(args, &file.node, &peers, file.run.lab)?,
         neighbors: neighbors(args, &file.node, peers)?,
         manifest: prepared.manifest,
         identity,
@@ -184,10 +201,15 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         entries,
         timeout,
         stay: args.stay,
+        lab,
     };
     let rounds = setup.manifest.rounds_total();
     let (mut daemon, handle) = Daemon::new(setup)?;
     write_addresses(&directory, &daemon.listening().await);
+    #[cfg(unix)]
+    let _socket = crate::control::Socket::open(&directory, handle.clone())
+        .inspect_err(|error| tracing::warn!(%error, "no local interface"))
+        .ok();
     let watcher = tokio::spawn(watch(handle.clone(), rounds));
     tokio::spawn(stop_on_signal(handle));
     let outcome = daemon.run().await?;
@@ -269,20 +291,25 @@ fn network_config(
     args: &NodeArgs,
     settings: &NodeSettings,
     peers: &[Multiaddr],
+    lab: bool,
 ) -> Result<NetworkConfig> {
     let listen = match args.listen.is_empty() {
         true => parse_addresses("node.listen", &settings.listen)?,
         false => args.listen.clone(),
     };
     let allow = args.only_peers.then(|| peers.iter().filter_map(peer_in).collect::<BTreeSet<_>>());
-    Ok(network_limits(NetworkConfig {
+    let mut config = network_limits(NetworkConfig {
         listen,
         mdns: settings.mdns && !args.no_mdns && !args.only_peers,
         kad: settings.kad && !args.only_peers,
         nat: settings.nat,
         allow,
         ..NetworkConfig::default()
-    }))
+    });
+    if lab {
+        allow_oversized(&mut config);
+    }
+    Ok(config)
 }
 
 fn neighbors(

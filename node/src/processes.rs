@@ -57,7 +57,7 @@ fn spawn(
         ..NodeSettings::default()
     };
     let run_file = folder.join("run.toml");
-    let file = RunFile { run: prepared.manifest.clone(), node };
+    let file = RunFile { run: prepared.manifest.clone(), node, faults: None };
     crate::init::write_atomically(&run_file, &file.render()?)?;
     let addresses = free_addresses(identities.len(), args.quic)?;
     let program = std::env::current_exe().context("cannot find this program")?;

@@ -1,5 +1,6 @@
 //! Results: the table for people and the JSON object for programs.
 
+use rumormill::fault::{Fault, FaultKind};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::{Ending, Outcome};
@@ -50,6 +51,18 @@ pub struct NodeLine {
     pub peer_id: String,
     /// Whether it was told to misbehave.
     pub faulty: bool,
+    /// How.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// Mean weight of every node in the rounds that this one closed, by roster position.
+    #[serde(skip)]
+    pub weights: Vec<f64>,
+    /// Mean trust of every node in the same rounds; empty where the rule compares nobody.
+    #[serde(skip)]
+    pub trust: Vec<f64>,
+    /// Roster positions of those whose records counted for nothing in the end.
+    #[serde(skip)]
+    pub excluded: Vec<usize>,
     /// Share of held-out rows classified rightly.
     pub accuracy: f64,
     /// Mean held-out loss.
@@ -117,6 +130,23 @@ pub struct EdgeLine {
 /// the rate that is realised.
 pub const REALISED_MIN: f64 = 0.85;
 
+/// What became of a node that was told to misbehave.
+#[derive(Clone, Debug, Serialize)]
+pub struct FaultyLine {
+    /// Position in the topology.
+    pub index: usize,
+    /// What it did.
+    pub kind: FaultKind,
+    /// How strongly, if that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    /// Mean weight of its records in closed rounds, beside that of the honest nodes' records.
+    pub selected_fraction: f64,
+    /// How far its values agree with the others' (`src/selection/trust.rs`), as the honest nodes see it:
+    /// a correlation, mean over rounds; null where the rule compares nobody.
+    pub trust: Option<f64>,
+}
+
 /// The result of a run, as `local --json` prints it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
@@ -148,6 +178,12 @@ pub struct Summary {
     pub wire: Wire,
     /// Mean share of time without anything to measure.
     pub idle_fraction: f64,
+    /// The nodes that were told to misbehave.
+    pub faulty: Vec<FaultyLine>,
+    /// Share of the honest nodes whose records counted for nothing in the end.
+    pub honest_excluded_fraction: f64,
+    /// Mean held-out accuracy of the same nodes in the same run without faults, if one was made.
+    pub baseline_accuracy: Option<f64>,
     /// A line a node.
     pub per_node: Vec<NodeLine>,
     /// A line an edge.
@@ -178,6 +214,35 @@ fn edge_lines(nodes: &[NodeLine]) -> Vec<EdgeLine> {
     sums.into_iter().map(line).collect()
 }
 
+/// What the honest nodes made of the faulty ones. The roster is in the order of the nodes.
+fn faulty_lines(nodes: &[NodeLine]) -> Vec<FaultyLine> {
+    let honest: Vec<&NodeLine> = nodes.iter().filter(|node| !node.faulty).collect();
+    let count = honest.len().max(1) as f64;
+    let weight = |index: usize| {
+        honest.iter().filter_map(|node| node.weights.get(index)).sum::<f64>() / count
+    };
+    let trust = |index: usize| {
+        let seen: Vec<f64> =
+            honest.iter().filter_map(|node| node.trust.get(index)).copied().collect();
+        (!seen.is_empty()).then(|| seen.iter().sum::<f64>() / seen.len() as f64)
+    };
+    let usual = honest.iter().map(|node| weight(node.index)).sum::<f64>() / count;
+    let line = |node: &NodeLine| {
+        let Fault { kind, factor } = node.fault?;
+        let share = if usual > 0.0 { weight(node.index) / usual } else { 0.0 };
+        let (index, trust) = (node.index, trust(node.index));
+        Some(FaultyLine { index, kind, factor, selected_fraction: share, trust })
+    };
+    nodes.iter().filter_map(line).collect()
+}
+
+fn excluded_fraction(nodes: &[NodeLine]) -> f64 {
+    let honest: Vec<&NodeLine> = nodes.iter().filter(|node| !node.faulty).collect();
+    let Some(first) = honest.first() else { return 0.0 };
+    let excluded = honest.iter().filter(|node| first.excluded.contains(&node.index)).count();
+    excluded as f64 / honest.len() as f64
+}
+
 /// Held-out loss.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Loss {
@@ -194,7 +259,11 @@ impl NodeLine {
         NodeLine {
             index,
             peer_id: outcome.peer_id.to_string(),
-            faulty: false,
+            faulty: outcome.fault.is_some(),
+            fault: outcome.fault,
+            weights: outcome.weights.clone(),
+            trust: outcome.trust.clone(),
+            excluded: outcome.excluded.iter().map(|origin| origin.index()).collect(),
             accuracy: outcome.report.test.accuracy,
             loss: outcome.report.test.loss,
             train_loss: None,
@@ -307,6 +376,9 @@ impl Summary {
             agreement,
             wire,
             idle_fraction: mean(|node| node.idle_fraction),
+            faulty: faulty_lines(&per_node),
+            honest_excluded_fraction: excluded_fraction(&per_node),
+            baseline_accuracy: None,
             edges: edge_lines(&per_node),
             per_node,
         }
@@ -314,7 +386,8 @@ impl Summary {
 
     /// What people should know beside the result.
     pub fn warnings(&self) -> Vec<String> {
-        let diverged = self.per_node.iter().any(|node| node.out_of_range || !node.loss.is_finite());
+        let mut honest = self.per_node.iter().filter(|node| !node.faulty);
+        let diverged = honest.any(|node| node.out_of_range || !node.loss.is_finite());
         let diverged = diverged.then(|| {
             "the model has diverged: a parameter or the loss left its range; choose a smaller --step"
                 .into()
@@ -379,7 +452,31 @@ impl Summary {
             rate,
             100.0 * self.idle_fraction
         );
+        text += &self.faults_to_text();
         text + &self.verdict() + "\n"
+    }
+
+    /// What the faulty nodes did and what became of it; nothing where all are honest.
+    fn faults_to_text(&self) -> String {
+        if self.faulty.is_empty() {
+            return String::new();
+        }
+        let mut text =
+            format!("\n{:>4}  {:<20} {:>8} {:>6}\n", "node", "fault", "selected", "trust");
+        for line in &self.faulty {
+            let fault = Fault { kind: line.kind, factor: line.factor }.to_string();
+            text += &format!(
+                "{:>4}  {fault:<20} {:>7.0}% {:>6}\n",
+                line.index,
+                100.0 * line.selected_fraction,
+                line.trust.map_or("-".into(), |trust| format!("{trust:.2}"))
+            );
+        }
+        text += &format!("accuracy of the honest nodes {:.2} %", 100.0 * self.accuracy.mean);
+        if let Some(baseline) = self.baseline_accuracy {
+            text += &format!(", without faults {:.2} %", 100.0 * baseline);
+        }
+        text + &format!("; {:.0} % of them excluded\n\n", 100.0 * self.honest_excluded_fraction)
     }
 
     /// What a vector algorithm reached, in one line.

@@ -9,6 +9,7 @@ use rumormill::data::Dataset;
 use rumormill::data::shard::Shards;
 use rumormill::data::source::{DIGITS, DataFormat, DataSource, Found};
 use rumormill::direction::Direction;
+use rumormill::fault::Fault;
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::lb8;
 use rumormill::manifest::{DataMode, Directions, Founders, Manifest};
@@ -72,12 +73,16 @@ pub struct RunArgs {
     /// Rounds that a node may run beyond the ones it has closed
     #[arg(long, default_value_t = 2)]
     pub staleness: u32,
-    /// Selection rule: mean, median, nna, nnm
+    /// Selection rule: mean, median, trimmed-mean, krum, nna, nnm, geometric-median, trust, stack
     #[arg(long, default_value = "mean")]
     pub selection: Rule,
     /// Rounds that the selection looks at
     #[arg(long, default_value_t = 20)]
     pub window: u32,
+    /// Probes of others that a node repeats for every thousand of its own, so that lies are found out;
+    /// needs public data (default: 50 in a run made by init with four members or more, otherwise 0)
+    #[arg(long, value_name = "PERMILLE", value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub audits: Option<u16>,
     /// Faulty members to tolerate (default: the most that R ≥ 3f + 1 allows)
     #[arg(long, value_name = "F")]
     pub tolerate: Option<u16>,
@@ -87,11 +92,14 @@ pub struct RunArgs {
 }
 
 /// A run that can begin: the manifest and what it speaks of.
+#[derive(Clone)]
 pub struct Prepared {
     /// The agreement.
     pub manifest: Manifest,
     /// The data set.
     pub dataset: Arc<Dataset>,
+    /// The model.
+    pub spec: ModelSpec,
     /// The model on the data, at its base.
     pub task: Task,
     /// How the rows are held.
@@ -145,6 +153,7 @@ impl RunArgs {
             step_24: ((step * f64::from(1 << 24)).round() as u32).max(1),
             selection: self.selection,
             window: self.window,
+            audit_permille: self.audits.unwrap_or(0),
             faulty: self.tolerate,
             founders,
             ..Manifest::template()
@@ -164,7 +173,8 @@ impl RunArgs {
         }
         manifest.check()?;
         let task = Task { objective, rows: None, population: dataset.train.rows(), base };
-        Ok(Prepared { manifest, dataset, task, shards: self.shards, probe_s })
+        let spec = self.model.clone();
+        Ok(Prepared { manifest, dataset, spec, task, shards: self.shards, probe_s })
     }
 
     /// Loads the data set.
@@ -298,6 +308,9 @@ pub struct RunFile {
     /// This node's own settings.
     #[serde(default)]
     pub node: NodeSettings,
+    /// How this node misbehaves; only in a run with `lab = true`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub faults: Option<Fault>,
 }
 
 /// Comment above each key of `[run]`.
@@ -322,7 +335,7 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
     ("step_24", "Step size, the sum of absolute coefficients of a round, in units of 2^-24."),
     ("decay_from_permille", "After this part of the run (in 1/1000) the step falls to zero."),
     ("scale_exponent", "Scale of the first bytes, measured on the base model."),
-    ("selection", "mean, median, nna or nnm."),
+    ("selection", "mean, median, trimmed-mean, krum, nna, nnm, geometric-median, trust or stack."),
     ("window", "Rounds that the selection looks at."),
     ("beta_permille", "Momentum factor of the selection window, in 1/1000."),
     ("instalments", "Which share (in units of 2^-16) of a record is paid out at which age."),
@@ -332,6 +345,10 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
         "{ minimum = N }: the first N nodes that find each other. { members = [..] }: these.",
     ),
     ("lab", "Whether faults may be injected."),
+    (
+        "audit_permille",
+        "Probes of others that a node repeats for every 1000 of its own; needs public data.",
+    ),
 ];
 
 /// Comment above each key of `[node]`.
@@ -350,6 +367,12 @@ const NODE_COMMENTS: &[(&str, &str)] = &[
     ("sync", "always: the disk confirms one's own signatures before they are sent. never."),
 ];
 
+/// Comment above each key of `[faults]`.
+const FAULTS_COMMENTS: &[(&str, &str)] = &[
+    ("kind", "How this node misbehaves: sign-flip, alie, silent, equivocation, …"),
+    ("factor", "How strongly; the usual strength without it."),
+];
+
 impl RunFile {
     /// The file's text, every key with its comment.
     pub fn render(&self) -> Result<String> {
@@ -362,11 +385,11 @@ impl RunFile {
             text += &format!("\n[{name}]\n");
             let section = table.get(name).and_then(toml::Value::as_table);
             let section = section.context("a run file has both tables")?;
-            for (key, comment) in comments {
-                if let Some(value) = section.get(*key) {
-                    text += &format!("# {comment}\n{key} = {value}\n");
-                }
-            }
+            render_section(section, comments, &mut text);
+        }
+        if let Some(section) = table.get("faults").and_then(toml::Value::as_table) {
+            text += "\n[faults]\n";
+            render_section(section, FAULTS_COMMENTS, &mut text);
         }
         Ok(text)
     }
@@ -382,6 +405,15 @@ impl RunFile {
             anyhow::anyhow!("{}: {message}", path.display())
         })?;
         file.run.check().with_context(|| path.display().to_string())?;
+        if let Some(fault) = file.faults {
+            Fault::new(fault.kind, fault.factor).with_context(|| path.display().to_string())?;
+            if !file.run.lab {
+                bail!(
+                    "{}: faults: only a run with lab = true lets its nodes misbehave",
+                    path.display()
+                );
+            }
+        }
         Ok(file)
     }
 
@@ -420,25 +452,36 @@ impl RunFile {
             DataMode::Private => self.run.shards.parse()?,
         };
         let task = Task { objective, rows: None, population: dataset.train.rows(), base };
-        Ok(Prepared { manifest: self.run.clone(), dataset, task, shards, probe_s: 0.0 })
+        Ok(Prepared { manifest: self.run.clone(), dataset, spec, task, shards, probe_s: 0.0 })
+    }
+}
+
+fn render_section(section: &toml::Table, comments: &[(&str, &str)], text: &mut String) {
+    for (key, comment) in comments {
+        if let Some(value) = section.get(*key) {
+            *text += &format!("# {comment}\n{key} = {value}\n");
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rumormill::fault::FaultKind;
 
     #[test]
     fn a_rendered_file_reads_back_and_every_key_has_a_comment() {
         let file = RunFile {
             run: Manifest { faulty: Some(0), ..Manifest::template() },
             node: NodeSettings::default(),
+            faults: Some(Fault { kind: FaultKind::Alie, factor: Some(0.5) }),
         };
         let text = file.render().unwrap();
         let back: RunFile = toml::from_str(&text).unwrap();
         assert_eq!(back, file);
         let table = toml::Table::try_from(&file).unwrap();
-        for (name, comments) in [("run", RUN_COMMENTS), ("node", NODE_COMMENTS)] {
+        let tables = [("run", RUN_COMMENTS), ("node", NODE_COMMENTS), ("faults", FAULTS_COMMENTS)];
+        for (name, comments) in tables {
             for key in table[name].as_table().unwrap().keys() {
                 assert!(comments.iter().any(|(known, _)| known == key), "{name}.{key}");
             }
@@ -447,7 +490,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_its_name() {
-        let text = RunFile { run: Manifest::template(), node: NodeSettings::default() }
+        let (run, node) = (Manifest::template(), NodeSettings::default());
+        let text = RunFile { run, node, faults: None }
             .render()
             .unwrap()
             .replace("mdns = true", "mnds = true");

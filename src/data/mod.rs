@@ -142,6 +142,15 @@ pub enum AssembleError {
 }
 
 impl Dataset {
+    /// The same data with class `c` called `C − 1 − c` in training: what a node that flips labels
+    /// learns from.
+    pub fn with_flipped_labels(&self) -> Dataset {
+        let mut flipped = self.clone();
+        let last = self.classes.saturating_sub(1) as u16;
+        flipped.train.labels.iter_mut().for_each(|label| *label = last.saturating_sub(*label));
+        flipped
+    }
+
     /// A data set of parsed tables; without a test table, a fifth of the rows is held out.
     ///
     /// Classes are numbered in the order of their labels: by value where all are numbers, as text

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
+use crate::audit::WINDOW;
 use crate::height::{
     Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
 };
@@ -96,7 +97,7 @@ impl Protocol {
     }
 
     fn is_measuring_before(&self, end: u64) -> bool {
-        self.outstanding.iter().any(|(round, _)| round.0 < end)
+        self.outstanding.iter().any(|probe| probe.of == self.me && probe.round.0 < end)
     }
 
     /// When the lowest open height is acknowledged although some members were not seen to go on.
@@ -133,6 +134,10 @@ impl Protocol {
         if state.is_frozen() {
             return;
         }
+        if left && !measuring {
+            self.append_audits(height);
+        }
+        let Some(state) = self.heights.get(&height) else { return };
         let own = &state.own;
         let unsigned = own.bytes.len() - own.signed_len;
         let closed = left && !measuring;
@@ -313,6 +318,7 @@ impl Protocol {
         self.chains.insert(height + 1, digest);
         let summary = self.summarize(height);
         self.summaries.insert(height, summary);
+        self.judge(height, out);
         self.reconsider_settings();
         for key in &set.controls {
             let ControlKey::Join(id) = key;
@@ -340,9 +346,10 @@ impl Protocol {
     /// Drops what can no longer change.
     fn forget(&mut self) {
         let oldest = self.certified.saturating_sub(DEEP);
-        self.heights = self.heights.split_off(&oldest);
+        // The audits of a height that may be replaced are of records two heights before it.
+        self.heights = self.heights.split_off(&oldest.saturating_sub(2));
         self.chains = self.chains.split_off(&oldest);
-        self.summaries = self.summaries.split_off(&oldest.saturating_sub(2));
+        self.summaries = self.summaries.split_off(&oldest.saturating_sub(2 + WINDOW));
         let round = self.first_round(oldest);
         self.deals = self.deals.split_off(&round);
         self.applied = self.applied.split_off(&round);
@@ -412,7 +419,9 @@ impl Protocol {
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let height = certified.height;
-        if !self.is_started() || height > self.certified || !self.heights.contains_key(&height) {
+        let oldest = self.certified.saturating_sub(DEEP);
+        let recent = height >= oldest && self.heights.contains_key(&height);
+        if !self.is_started() || height > self.certified || !recent {
             return Ok(());
         }
         let held = self.heights[&height].certified.as_ref();
@@ -455,6 +464,7 @@ impl Protocol {
         // Members, walks and limits from the height after next on follow from this set.
         let members = self.roster.clone();
         self.roster.retract(Height(height + 2));
+        self.convicted.retain(|_, from| *from < height + 2);
         self.reconsider();
         self.heights.get_mut(&height).expect("the height is recent").certified = Some(set);
         for later in height..end {
@@ -588,7 +598,7 @@ impl Protocol {
             signed_len: segment.bytes.len(),
             closed: segment.closed,
         };
-        let rounds = segment.counts.len() as u64;
+        let rounds = segment.counts.len().min(params.limits.rounds) as u64;
         state.ledger.set_own(origin, segment);
         // Go on after the last round that has records: its walk may have been cut short.
         let next = self.first_round(height) + rounds;
@@ -617,4 +627,57 @@ fn keep_signatures(held: &mut Ledger, certified: Ledger) {
         }
     }
     *held = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Round;
+    use crate::keys::Keys;
+    use crate::manifest::{Founders, Manifest};
+    use crate::protocol::{Config, Input};
+
+    /// A node of a run with four members, 0 to 3; its number is that of its keys.
+    fn node(number: u64) -> Protocol {
+        let manifest = Manifest {
+            rounds: 8,
+            rounds_per_height: 2,
+            founders: Founders::Members((0..4).map(|i| Keys::simulated(i).id()).collect()),
+            ..Manifest::template()
+        };
+        Protocol::new(manifest, Keys::simulated(number), Config::default()).unwrap()
+    }
+
+    /// Wakes a node that hears of nobody whenever it asks for it, until it asks no more.
+    fn wake_as_asked(protocol: &mut Protocol) {
+        let mut now = Time::ZERO;
+        let mut outputs = Vec::new();
+        protocol.handle(Input::Wake, now, &mut outputs);
+        while let Some(due) = protocol.deadline() {
+            assert!(due > now, "asked at {now:?} to be woken at {due:?}");
+            now = due;
+            protocol.handle(Input::Wake, now, &mut outputs);
+        }
+        assert!(protocol.round() >= Round(2), "the first height was not closed");
+        assert_eq!(protocol.certified(), 0);
+    }
+
+    /// Its patience runs out like everybody's, and it has nothing to sign.
+    #[test]
+    fn a_joiner_does_not_ask_to_be_woken_in_the_past() {
+        wake_as_asked(&mut node(4));
+    }
+
+    /// The log is made by hand: an ack whose records were not written.
+    #[test]
+    fn a_member_that_lacks_what_it_signed_does_not_ask_to_be_woken_in_the_past() {
+        let mut protocol = node(0);
+        let mut set = RecordSet::of(Height(0), &Ledger::new(4), &Default::default(), None);
+        set.lens[1] = 3;
+        let (segments, evidence, controls) = Default::default();
+        let entry = Entry::Acked { height: 0, set, segments, evidence, controls };
+        protocol.restore(entry, &mut Vec::new());
+        wake_as_asked(&mut protocol);
+        assert!(protocol.heights[&0].is_short && protocol.heights[&0].signed.is_empty());
+    }
 }

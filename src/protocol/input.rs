@@ -1,7 +1,7 @@
 //! What comes into the protocol.
 
-use super::Passed;
-use crate::id::{NodeId, Round, Slot};
+use super::{Passed, Probe};
+use crate::id::NodeId;
 use crate::message::Response;
 
 /// An event from outside.
@@ -33,10 +33,8 @@ pub enum Input {
     NotSent(NodeId),
     /// The two losses of a probe that was asked for.
     Losses {
-        /// The probe's round.
-        round: Round,
-        /// The probe's slot.
-        slot: Slot,
+        /// The probe.
+        probe: Probe,
         /// Loss at θ + ε·direction.
         plus: f32,
         /// Loss at θ − ε·direction.

@@ -899,13 +899,16 @@ impl Protocol {
             Inserted::Extended(_) => {
                 state.grown = true;
                 let segment = state.ledger.segment(origin).expect("just extended");
-                let news = &segment.bytes[before..];
+                let all = segment.records(params.limits);
+                let news = &segment.bytes[before.min(all)..all];
                 let records = news.iter().filter(|&&byte| byte != crate::lb8::ABSTAIN).count();
                 self.stats.accepted += records as u64;
                 self.stats.accepted_bytes += (records * size_of::<u8>()) as u64;
                 let first = height * u64::from(self.manifest.rounds_per_height);
                 if let Some(tally) = &self.tally
-                    && (first..first + segment.counts.len() as u64).contains(&tally.round)
+                    && (first..first + u64::from(self.manifest.rounds_per_height))
+                        .contains(&tally.round)
+                    && tally.round - first < segment.counts.len() as u64
                 {
                     let within = (tally.round - first) as usize;
                     let after = round_part(&segment.counts, &segment.bytes, within);
@@ -918,7 +921,9 @@ impl Protocol {
                 let segment = self.heights[&height].ledger.segment(origin).expect("just extended");
                 let excluded = self.is_excluded(origin, height);
                 let mut end = 0;
-                for (round, &count) in (first..).zip(&segment.counts) {
+                // Not the audit section, which comes after the rounds.
+                let rounds = segment.counts.iter().take(params.limits.rounds);
+                for (round, &count) in (first..).zip(rounds) {
                     let start = end;
                     end += usize::from(count);
                     if end <= before || count == 0 {

@@ -10,6 +10,7 @@
 
 mod acks;
 mod agree;
+mod audits;
 mod cache;
 mod config;
 mod input;
@@ -26,18 +27,20 @@ use std::sync::Arc;
 pub use cache::Cache;
 pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
 pub use input::Input;
-pub use output::{Change, Entry, Event, Offence, Output};
+pub use output::{Change, Entry, Event, Offence, Output, Probe};
 pub use passed::Passed;
 
+use crate::audit::{Sample, section_len_max};
 use crate::clock::PoissonClock;
 use crate::height::{ChainDigest, Control, ControlKey, RecordSet};
-use crate::id::{Height, NodeId, Origin, Round, RunId, Slot};
+use crate::id::{Height, NodeId, Origin, Round, RunId};
 use crate::keys::{Keys, Scheme};
 use crate::ledger::{Context, Ledger, SegmentLimits};
 use crate::manifest::{Founders, Manifest, ManifestError};
 use crate::message::StartVote;
 use crate::roster::Roster;
 use crate::round::{Deal, RoundValues, directions, walk_len_max};
+use crate::selection::Measured;
 use crate::start::{Start, founders_of};
 use crate::time::Time;
 use crate::update::RoundUpdate;
@@ -91,6 +94,8 @@ pub struct Stats {
     pub acks: u64,
     /// Records that came too late to be certified.
     pub dropped: u64,
+    /// Probes of others that were repeated.
+    pub audits: u64,
 }
 
 /// One's own records of a height, signed or not.
@@ -121,6 +126,8 @@ struct HeightState {
     is_short: bool,
     /// When all its rounds had been closed here.
     closed_at: Option<Time>,
+    /// The own audits that are made at this height.
+    work: Option<audits::Work>,
     /// The set of everything held, with the ledger's version and the number of control records.
     current: Option<(u64, usize, RecordSet)>,
 }
@@ -138,6 +145,7 @@ impl HeightState {
             grown: false,
             is_short: false,
             closed_at: None,
+            work: None,
             current: None,
         }
     }
@@ -176,6 +184,8 @@ struct HeightParams {
 struct Summary {
     active: Vec<Origin>,
     exponent_next: i32,
+    /// What the audits in it found.
+    audits: Vec<Sample>,
 }
 
 /// A node of a run.
@@ -201,6 +211,8 @@ pub struct Protocol {
     certified: u64,
     /// Origins whose records count for nothing, from a height on.
     excluded: BTreeMap<Origin, u64>,
+    /// Origins that audits convicted, with the height from which on their records do not count.
+    convicted: BTreeMap<Origin, u64>,
     /// Settings of heights as they were asked for, until something that they follow from changes.
     settings: RefCell<BTreeMap<u64, Arc<HeightParams>>>,
 
@@ -211,7 +223,7 @@ pub struct Protocol {
     impatient: u32,
     deals: BTreeMap<u64, Arc<Deal>>,
     /// Decoded rounds, as far as later rounds look at them.
-    values: BTreeMap<u64, RoundValues>,
+    values: BTreeMap<u64, Measured>,
     applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
     /// Sums of rounds of open heights, with rule `mean` and everything paid at once; where there are
@@ -223,7 +235,7 @@ pub struct Protocol {
     /// The round in which the next probe is made, and its position in the walk.
     round: u64,
     position: u32,
-    outstanding: VecDeque<(Round, Slot)>,
+    outstanding: VecDeque<Probe>,
     last_loss_at: Time,
     /// Mean time of a probe, in seconds.
     probe_s: Option<f64>,
@@ -272,6 +284,7 @@ impl Protocol {
             chains: BTreeMap::from([(0, ChainDigest::start(&run))]),
             certified: 0,
             excluded: BTreeMap::new(),
+            convicted: BTreeMap::new(),
             settings: RefCell::default(),
             closed: 0,
             closed_since: Time::ZERO,
@@ -331,9 +344,7 @@ impl Protocol {
                     link.lose_track();
                 }
             }
-            Input::Losses { round, slot, plus, minus } => {
-                self.on_losses(round, slot, plus, minus, now);
-            }
+            Input::Losses { probe, plus, minus } => self.on_losses(probe, plus, minus, now),
             Input::Response { from, response } => self.on_response(from, response, now, out),
             Input::StopProbing => self.probing = false,
         }
@@ -453,7 +464,10 @@ impl Protocol {
                 self.roster.from(*origin).is_some_and(|from| from.0 + 1 >= height && from.0 > 0)
             };
             // Not of height − 1: that is still open when this height's first records are made.
-            let counts = |origin: &Origin| !self.is_excluded(*origin, height - 2);
+            // Verdicts take effect two heights later, so all know them by then.
+            let counts = |origin: &Origin| {
+                !self.is_excluded(*origin, height - 2) && !self.is_convicted(*origin, height)
+            };
             let active: Vec<Origin> = all
                 .clone()
                 .filter(|origin| summary.active.binary_search(origin).is_ok() || new(origin))
@@ -468,6 +482,7 @@ impl Protocol {
         let limits = SegmentLimits {
             rounds: self.manifest.rounds_per_height as usize,
             bytes_per_round: 2 * self.manifest.probes_per_round as usize,
+            audits: section_len_max(&self.manifest),
         };
         let walk_len = walk_len_max(&self.manifest, slots) as usize;
         let faulty = self.manifest.faulty_of(roster_len);
@@ -476,6 +491,11 @@ impl Protocol {
 
     fn is_excluded(&self, origin: Origin, height: u64) -> bool {
         self.excluded.get(&origin).is_some_and(|&from| from <= height)
+            || self.is_convicted(origin, height)
+    }
+
+    fn is_convicted(&self, origin: Origin, height: u64) -> bool {
+        self.convicted.get(&origin).is_some_and(|&from| from <= height)
     }
 
     fn height_of(&self, round: u64) -> u64 {
@@ -598,14 +618,26 @@ impl Protocol {
         self.stats
     }
 
-    /// Weights of the origins in the last closed round, by roster position.
-    pub fn weights(&self) -> &[f64] {
-        self.applied.last_key_value().map_or(&[], |(_, update)| &update.weights)
+    /// What a closed round paid out, with weights and trust of its origins; `None` where it is not
+    /// closed or long certified.
+    pub fn update_of(&self, round: Round) -> Option<&RoundUpdate> {
+        self.applied.get(&round.0).map(Arc::as_ref)
     }
 
-    /// Origins whose records count for nothing, with the height from which on.
-    pub fn excluded(&self) -> &BTreeMap<Origin, u64> {
-        &self.excluded
+    /// Origins whose records count for nothing, with the height from which on: they contradicted
+    /// themselves, or audits convicted them.
+    pub fn excluded(&self) -> BTreeMap<Origin, u64> {
+        let mut excluded = self.excluded.clone();
+        for (&origin, &from) in &self.convicted {
+            let known = excluded.entry(origin).or_insert(from);
+            *known = from.min(*known);
+        }
+        excluded
+    }
+
+    /// Origins that audits convicted, with the height from which on their records count for nothing.
+    pub fn convicted(&self) -> &BTreeMap<Origin, u64> {
+        &self.convicted
     }
 
     /// What the end of the run waits for, in words.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Passed;
+use crate::audit::Score;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, Slot};
 use crate::ledger::{Evidence, Held, Segment};
@@ -37,14 +38,8 @@ pub enum Output {
         /// The question.
         request: Request,
     },
-    /// Measure the losses at both ends of a direction, on this node's minibatch for it, after all
-    /// changes before this output.
-    Probe {
-        /// The direction's round.
-        round: Round,
-        /// The direction's slot.
-        slot: Slot,
-    },
+    /// Measure the losses at both ends of a direction, after all changes before this output.
+    Probe(Probe),
     /// Change the coefficients of directions.
     Apply(Vec<Change>),
     /// A neighbor broke the protocol.
@@ -63,6 +58,17 @@ pub enum Output {
     },
     /// Something that people may want to know.
     Event(Event),
+}
+
+/// A probe to be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The direction's round.
+    pub round: Round,
+    /// The direction's slot.
+    pub slot: Slot,
+    /// Whose minibatch: this node's, or that of an origin whose byte is audited.
+    pub of: NodeId,
 }
 
 /// A line of the node's log on disk.
@@ -168,6 +174,15 @@ pub enum Event {
         origin: NodeId,
         /// The height.
         height: Height,
+    },
+    /// Audits found an origin's bytes to be no measurements.
+    Convicted {
+        /// The origin's identity.
+        origin: NodeId,
+        /// The height from which on its records count for nothing.
+        from: Height,
+        /// What the audits say.
+        score: Score,
     },
     /// Certified history is fetched.
     CatchingUp {

@@ -9,14 +9,14 @@
 use std::sync::Arc;
 
 use super::{
-    Change, Event, GradientClock, HeightParams, HeightState, Output, Protocol, RoundUpdate,
+    Change, Event, GradientClock, HeightParams, HeightState, Output, Probe, Protocol, RoundUpdate,
     RoundValues, Sums, Time,
 };
-use crate::id::{Origin, Round, Slot};
+use crate::id::{Origin, Round};
 use crate::lb8;
 use crate::manifest::Directions;
 use crate::round::Deal;
-use crate::selection::Rule;
+use crate::selection::{Measured, Rule};
 use crate::spsa::projected_gradient;
 use crate::update::{Coefficient, mean_update, round_update};
 
@@ -35,13 +35,13 @@ impl Protocol {
                 break;
             }
             match self.next_probe() {
-                Ok((round, slot)) => {
+                Ok(probe) => {
                     self.gradient_tokens = self.gradient_tokens.saturating_sub(1);
                     if self.outstanding.is_empty() {
                         self.last_loss_at = now;
                     }
-                    self.outstanding.push_back((round, slot));
-                    out.push(Output::Probe { round, slot });
+                    self.outstanding.push_back(probe);
+                    out.push(Output::Probe(probe));
                     if self.stalled.take().is_some() {
                         out.push(Output::Event(Event::Resumed));
                     }
@@ -62,7 +62,7 @@ impl Protocol {
 
     /// The next probe of the walk; otherwise what is waited for, or nothing when this node has no
     /// more to measure.
-    fn next_probe(&mut self) -> Result<(Round, Slot), Option<String>> {
+    fn next_probe(&mut self) -> Result<Probe, Option<String>> {
         let staleness = match self.manifest.directions {
             Directions::Shared => u64::from(self.manifest.staleness),
             // A barrier: the next round begins when this one is closed.
@@ -90,7 +90,11 @@ impl Protocol {
                 let waits = "this node is no member yet: its wish to join is not certified";
                 return Err(Some(waits.into()));
             };
-            if self.round >= self.closed + staleness {
+            let waits = self.round >= self.closed + staleness;
+            if let Some(audit) = self.next_audit(height, waits) {
+                return Ok(audit);
+            }
+            if waits {
                 return Err(Some(format!("round {} lacks records of others", self.closed)));
             }
             let walk_len = params.walk_len as u32;
@@ -101,7 +105,7 @@ impl Protocol {
             let position = self.position;
             self.position += 1;
             let slot = self.deal(self.round, &params).slot(origin, position);
-            return Ok((Round(self.round), slot));
+            return Ok(Probe { round: Round(self.round), slot, of: self.me });
         }
     }
 
@@ -115,7 +119,7 @@ impl Protocol {
         self.position = 0;
     }
 
-    fn deal(&mut self, round: u64, params: &HeightParams) -> &Arc<Deal> {
+    pub(super) fn deal(&mut self, round: u64, params: &HeightParams) -> &Arc<Deal> {
         let (manifest, run, cache) = (&self.manifest, &self.run, &self.cache);
         self.deals.entry(round).or_insert_with(|| {
             let deal = || Deal::new(manifest, run, Round(round), params.roster_len, &params.active);
@@ -127,24 +131,29 @@ impl Protocol {
     }
 
     /// A probe was measured: its byte joins the own records.
-    pub(super) fn on_losses(&mut self, round: Round, slot: Slot, plus: f32, minus: f32, now: Time) {
-        if self.outstanding.front() != Some(&(round, slot)) {
+    pub(super) fn on_losses(&mut self, probe: Probe, plus: f32, minus: f32, now: Time) {
+        let Probe { round, .. } = probe;
+        if self.outstanding.front() != Some(&probe) {
             return;
         }
         self.outstanding.pop_front();
-        self.stats.probes += 1;
         let took = now.since(self.last_loss_at).as_secs_f64();
         self.last_loss_at = now;
         self.probe_s = Some(self.probe_s.map_or(took, |mean| mean + (took - mean) / 16.0));
+        let value = projected_gradient(plus, minus, self.manifest.epsilon_log2);
+        if probe.of != self.me {
+            self.on_repetition(probe, value);
+            return;
+        }
+        self.stats.probes += 1;
         let height = self.height_of(round.0);
         let within = (round.0 - self.first_round(height)) as usize;
         let Some(params) = self.params(height) else { return };
         let Some(state) = self.heights.get_mut(&height) else { return };
-        if state.is_frozen() {
+        if state.is_frozen() || state.own.counts.len() > params.limits.rounds {
             self.stats.dropped += 1;
             return;
         }
-        let value = projected_gradient(plus, minus, self.manifest.epsilon_log2);
         if state.own.bytes.is_empty() {
             // Until now the ledger spoke for this node.
             self.tally = None;
@@ -277,20 +286,24 @@ impl Protocol {
             held += values * (origins - dropped);
         }
         let target = (self.manifest.probes_per_round as usize).min(params.walk_len);
-        let wanted = params.active.len().saturating_sub(params.faulty).max(1);
-        held >= target * wanted
+        let (active, faulty) = (params.active.len(), params.faulty);
+        let wanted = target * active.saturating_sub(faulty).max(1);
+        // As many may be silent as are left out: what the others can make at most is enough.
+        let possible = params.walk_len * active.saturating_sub(2 * faulty).max(1);
+        held >= wanted.min(possible)
     }
 
     /// Counts on: an origin's part of the tallied round grew from `before` to `after` values.
     pub(super) fn tally_growth(&mut self, origin: Origin, before: usize, after: usize) {
-        let Some(tally) = &mut self.tally else { return };
+        let Some(tally) = &self.tally else { return };
         let height = tally.round / u64::from(self.manifest.rounds_per_height);
-        let excluded = self.excluded.get(&origin).is_some_and(|&from| from <= height);
-        if excluded || !tally.counts(origin) {
+        if self.is_excluded(origin, height) || !tally.counts(origin) {
             return;
         }
-        tally.parts[before] -= 1;
-        tally.parts[after] += 1;
+        if let Some(tally) = &mut self.tally {
+            tally.parts[before] -= 1;
+            tally.parts[after] += 1;
+        }
     }
 
     /// When the oldest open round is closed with what there is.
@@ -320,7 +333,7 @@ impl Protocol {
             }
             if reach > 1 {
                 let Some(values) = self.decode(round) else { continue };
-                self.values.insert(round, values);
+                self.values.insert(round, values.into());
             }
             affected.extend(round..(round + reach).min(self.closed));
         }
@@ -359,7 +372,7 @@ impl Protocol {
             Some(update) => update,
             None => {
                 let values = self.decode(round)?;
-                self.update_from(round, &[&values])
+                self.update_from(round, &[&values.into()])
             }
         });
         if let (Some(cache), Some(key)) = (&self.cache, key) {
@@ -395,7 +408,7 @@ impl Protocol {
         let sums = &self.sums[&round];
         let update = mean_update(&self.manifest, Round(round), &sums.means(), sums.weights());
         debug_assert!(
-            self.decode(round).is_some_and(|all| update == self.update_from(round, &[&all])),
+            self.decode(round).is_some_and(|all| update == self.update_from(round, &[&all.into()])),
             "kept sums are those of all records"
         );
         Some(update)
@@ -411,8 +424,10 @@ impl Protocol {
         hasher.update(&set.digest).update(&params.exponent.to_le_bytes());
         hasher.update(&(params.roster_len as u64).to_le_bytes());
         hasher.update(&(params.active.len() as u64).to_le_bytes());
-        let excluded = self.excluded.iter().filter(|entry| *entry.1 <= height).map(|entry| entry.0);
-        for origin in params.active.iter().chain(excluded) {
+        let origins = (0..params.roster_len as u16).map(Origin);
+        let excluded: Vec<Origin> =
+            origins.filter(|&origin| self.is_excluded(origin, height)).collect();
+        for origin in params.active.iter().chain(&excluded) {
             hasher.update(&origin.0.to_le_bytes());
         }
         Some(*hasher.finalize().as_bytes())
@@ -442,7 +457,7 @@ impl Protocol {
     fn update(&self, round: u64) -> RoundUpdate {
         let oldest = self.manifest.instalments.last().map_or(0, |last| u64::from(last.age));
         let reach = oldest.max(u64::from(self.manifest.window) - 1);
-        let mut window: Vec<&RoundValues> = Vec::new();
+        let mut window: Vec<&Measured> = Vec::new();
         for at in round.saturating_sub(reach)..=round {
             match self.values.get(&at) {
                 Some(values) => window.push(values),
@@ -452,7 +467,7 @@ impl Protocol {
         self.update_from(round, &window)
     }
 
-    fn update_from(&self, round: u64, window: &[&RoundValues]) -> RoundUpdate {
+    fn update_from(&self, round: u64, window: &[&Measured]) -> RoundUpdate {
         let height = self.height_of(round);
         let roster_len = self.roster.len_at(crate::id::Height(height));
         let excluded: Vec<Origin> = (0..roster_len as u16)
@@ -466,13 +481,14 @@ impl Protocol {
     /// What later heights need to know of this certified one: who worked, and the scale of its
     /// values by the median rule, changed by at most two octaves.
     pub(super) fn summarize(&mut self, height: u64) -> super::Summary {
+        let audits = self.samples(height);
         let key = self.certified_key(height).filter(|_| self.reach() == 1);
         if let (Some(cache), Some(key)) = (&self.cache, &key)
             && let Some(summary) = cache.lock().summary(height, key)
         {
-            return summary;
+            return super::Summary { audits, ..summary };
         }
-        let summary = self.derive_summary(height);
+        let summary = super::Summary { audits, ..self.derive_summary(height) };
         if let (Some(cache), Some(key)) = (&self.cache, key) {
             cache.lock().remember_summary(height, key, summary.clone());
         }
@@ -486,7 +502,9 @@ impl Protocol {
         let mut magnitudes = Vec::new();
         for round in rounds {
             let decoded = if self.reach() == 1 { self.decode(round) } else { None };
-            let Some(entry) = decoded.as_ref().or_else(|| self.values.get(&round)) else {
+            let Some(entry) =
+                decoded.as_ref().or_else(|| self.values.get(&round).map(Measured::values))
+            else {
                 continue;
             };
             for &(origin, value) in entry.slots.iter().flatten() {
@@ -499,6 +517,7 @@ impl Protocol {
         super::Summary {
             active: active.map(|(origin, _)| Origin(origin as u16)).collect(),
             exponent_next: scale.clamp(params.exponent - 2, params.exponent + 2).clamp(-60, 60),
+            audits: Vec::new(),
         }
     }
 }
@@ -577,6 +596,7 @@ fn difference(before: &[Coefficient], after: &[Coefficient], changes: &mut Vec<C
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::Slot;
 
     #[test]
     fn differences_lead_from_one_update_to_the_other() {

@@ -2,21 +2,19 @@
 //!
 //! A safety cap rather than a defence: at low signal-to-noise ratio it biases every step.
 
-use super::{Momenta, Selection, present};
+use super::{Choice, Limits, Momenta, Selection, everybody, sorted};
 use crate::id::Origin;
 
 /// The coordinate median.
 pub(super) struct Median;
 
 impl Selection for Median {
-    fn weights(&self, momenta: &Momenta<'_>, _faulty: usize) -> Vec<f64> {
-        present(momenta).iter().map(|&present| f64::from(u8::from(present))).collect()
+    fn choose(&self, momenta: &Momenta<'_>, _faulty: usize) -> Choice {
+        everybody(momenta)
     }
 
-    fn combine(&self, values: &[(Origin, f64)], weights: &[f64]) -> Option<f64> {
-        let counted = values.iter().filter(|(origin, _)| weights[origin.index()] > 0.0);
-        let mut sorted: Vec<f64> = counted.map(|&(_, value)| value).collect();
-        sorted.sort_by(f64::total_cmp);
+    fn combine(&self, values: &[(Origin, f64)], weights: &[f64], _: Limits) -> Option<f64> {
+        let sorted = sorted(values, weights);
         let middle = sorted.len() / 2;
         match sorted.len() {
             0 => None,
@@ -28,15 +26,15 @@ impl Selection for Median {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::round;
+    use super::super::tests::{LIMITS, momenta, round};
     use super::*;
 
     #[test]
     fn median_ignores_a_minority_of_any_size() {
         let round = round(&[&[1.0, 1.5, 2.0, 1e9, -1e9], &[1.0, 2.0, 5.0, 6.0]]);
-        let momenta = Momenta { rounds: &[&round], beta: 0.9, origins: 5 };
-        let weights = Median.weights(&momenta, 1);
-        assert_eq!(Median.combine(&round.slots[0], &weights), Some(1.5));
-        assert_eq!(Median.combine(&round.slots[1], &weights), Some(3.5));
+        let weights = Median.choose(&momenta(&[&round], 5), 1).weights;
+        let slots = &round.values().slots;
+        assert_eq!(Median.combine(&slots[0], &weights, LIMITS), Some(1.5));
+        assert_eq!(Median.combine(&slots[1], &weights, LIMITS), Some(3.5));
     }
 }

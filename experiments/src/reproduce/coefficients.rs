@@ -20,6 +20,7 @@ use rumormill::objective::{ModelSpec, Objective, Scratch, Split, build};
 use rumormill::params::{Payout, State};
 use rumormill::round::{Deal, RoundValues, directions};
 use rumormill::sample::minibatch;
+use rumormill::selection::Measured;
 use rumormill::spsa::projected_gradient;
 use rumormill::update::{Law, round_update};
 
@@ -44,9 +45,12 @@ pub struct Training {
     /// Probes of all nodes together.
     #[arg(long, default_value_t = 24_000)]
     pub probes: u64,
-    /// Step size, the sum of absolute coefficients of a round.
+    /// Step size, the sum of absolute coefficients of a round; where a grid is tried, its middle.
     #[arg(long, default_value_t = 0.1)]
     pub step: f64,
+    /// Probes of a node in a round.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub probes_per_round: u32,
     /// A folder for the CSV files; made when missing.
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -63,6 +67,7 @@ impl Default for Training {
             seeds: 3,
             probes: 24_000,
             step: 0.1,
+            probes_per_round: 4,
             out: None,
         }
     }
@@ -106,6 +111,7 @@ pub(super) struct Setup {
     pub(super) law: Law,
     pub(super) step: f64,
     pub(super) probes: u64,
+    pub(super) probes_per_round: u32,
 }
 
 impl Setup {
@@ -119,14 +125,19 @@ impl Setup {
             law: Law::Immediate,
             step: training.step,
             probes: training.probes,
+            probes_per_round: training.probes_per_round,
         }
     }
 }
 
 /// How a run ended.
 pub(super) struct Outcome {
+    /// Of the held-out rows.
     pub(super) accuracy: f64,
+    /// Of the held-out rows.
     pub(super) loss: f64,
+    /// Of the rows trained on.
+    pub(super) train_loss: f64,
     /// Bytes measured: what a late joiner needs to replay everything.
     pub(super) history: u64,
     pub(super) parameters: usize,
@@ -134,18 +145,18 @@ pub(super) struct Outcome {
     pub(super) replayed: bool,
 }
 
-/// Probes of a node in a round.
-const PROBES_PER_ROUND: u32 = 4;
-
-/// Rounds with one scale exponent, as in a height.
-const ROUNDS_PER_HEIGHT: u64 = 8;
+/// Rounds with one scale exponent, as in a height of the daemon's. The manifest here has the shortest
+/// heights there are, as runs end with whole heights and their lengths are compared.
+const ROUNDS_PER_SCALE: u64 = 8;
+const ROUNDS_PER_HEIGHT: u32 = 2;
 
 pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
-    let per_round = setup.nodes as u64 * u64::from(PROBES_PER_ROUND);
+    let per_round = setup.nodes as u64 * u64::from(setup.probes_per_round);
     let manifest = Manifest {
         seed,
         rounds: setup.probes.div_ceil(per_round),
-        probes_per_round: PROBES_PER_ROUND,
+        rounds_per_height: ROUNDS_PER_HEIGHT,
+        probes_per_round: setup.probes_per_round,
         directions: setup.directions,
         redundancy_256: 256 * setup.redundancy,
         step_24: (setup.step * f64::from(1 << 24)).round() as u32,
@@ -161,13 +172,13 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
     let active: Vec<Origin> = (0..setup.nodes as u16).map(Origin).collect();
     let ids: Vec<NodeId> = (0..setup.nodes as u64).map(|i| Keys::simulated(i).id()).collect();
     let reach = manifest.instalments.last().map_or(0, |last| last.age) as usize + 1;
-    let mut window: Vec<RoundValues> = Vec::new();
+    let mut window: Vec<Measured> = Vec::new();
     let mut replay: Vec<Payout> = Vec::new();
     let mut exponent = bench.scale(&ids[0]);
     let (mut magnitudes, mut next_exponent) = (Vec::new(), exponent);
     let mut history = 0;
     for round in 0..manifest.rounds_total() {
-        if round % ROUNDS_PER_HEIGHT == 0 && round > 0 {
+        if round % ROUNDS_PER_SCALE == 0 && round > 0 {
             exponent = next_exponent;
             let scale = lb8::scale_exponent(&mut magnitudes).unwrap_or(exponent);
             next_exponent = scale.clamp(exponent - 2, exponent + 2);
@@ -178,7 +189,7 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
         let slots = directions(&manifest, setup.nodes) as usize;
         let mut values = RoundValues { slots: vec![Vec::new(); slots] };
         for &origin in &active {
-            for slot in deal.walk(origin).take(PROBES_PER_ROUND as usize) {
+            for slot in deal.walk(origin).take(setup.probes_per_round as usize) {
                 let scalar = bench.probe(&ids[origin.index()], round, slot);
                 history += 1;
                 let value = match setup.code {
@@ -195,11 +206,11 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
                 }
             }
         }
-        window.push(values);
+        window.push(values.into());
         if window.len() > reach {
             window.remove(0);
         }
-        let rounds: Vec<&RoundValues> = window.iter().collect();
+        let rounds: Vec<&Measured> = window.iter().collect();
         let update = round_update(&manifest, round, &rounds, setup.nodes, 0, &[]);
         let payouts = update.coefficients.iter().map(|coefficient| Payout {
             direction: Direction::new(&run, coefficient.round, coefficient.slot),
@@ -214,9 +225,11 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
     replayed.apply(&replay);
     bench.state.write_view(&mut bench.plus);
     let test = task.objective.evaluate(&bench.plus, Split::Test, &mut bench.scratch);
+    let train = task.objective.evaluate(&bench.plus, Split::Train, &mut bench.scratch);
     Ok(Outcome {
         accuracy: test.accuracy,
         loss: test.loss,
+        train_loss: train.loss,
         history,
         parameters: bench.plus.len(),
         replayed: replayed.hash() == bench.state.hash(),

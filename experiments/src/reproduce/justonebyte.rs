@@ -9,7 +9,7 @@ use anyhow::Result;
 use rumormill::manifest::Directions;
 
 use super::coefficients::{Code, Outcome, Setup, Task, Training, train};
-use super::{Report, mean};
+use super::{Paired, Report, mean};
 
 /// Accuracies of different seeds differ by about this much, so means of a few may.
 const TOLERANCE: f64 = 0.01;
@@ -22,10 +22,11 @@ pub fn reproduce(training: &Training) -> Result<Report> {
     let task = training.load()?;
     let mut report = Report::default();
     report.notes.push(format!(
-        "{}; 12 nodes, {} probes, step {}, {} seeds; synchronous rounds in one process, no links",
-        task.name, training.probes, training.step, training.seeds
+        "{}; 12 nodes, {} probes, {} a round and node, step {}, {} seeds; synchronous rounds in one \
+         process, no links",
+        task.name, training.probes, training.probes_per_round, training.step, training.seeds
     ));
-    let mut lines = vec!["setup,seed,accuracy,loss".to_owned()];
+    let mut lines = vec![HEADER.to_owned()];
     let base = Setup::new(training);
     let exact = Setup { code: Code::Exact, ..base.clone() };
     let part = Setup { probes: training.probes * 64 / 100, ..exact.clone() };
@@ -41,23 +42,28 @@ pub fn reproduce(training: &Training) -> Result<Report> {
     let repeated = measure("LB8, shared by three", &repeated)?;
     let accuracy = |outcomes: &[Outcome]| mean(outcomes.iter().map(|outcome| outcome.accuracy));
     let shown = |outcomes: &[Outcome]| format!("{:.4}", accuracy(outcomes));
+    // What a claim compares, seed by seed.
+    let beside = |ours: &[Outcome], theirs: &[Outcome]| {
+        let of = |outcomes: &[Outcome]| outcomes.iter().map(|o| o.accuracy).collect::<Vec<_>>();
+        format!("{} (seed by seed {})", shown(ours), Paired::of(&of(ours), &of(theirs)))
+    };
     report.claim(
         "one real byte (LB8) ends as exact scalars do, within one point",
-        shown(&byte),
+        beside(&byte, &exact),
         format!("{} exact; 0.06 % of the information lost", shown(&exact)),
         (accuracy(&byte) - accuracy(&exact)).abs() <= TOLERANCE,
     );
     report.claim(
         "the sign alone costs 36 % of the information: as exact scalars of 64 % of the probes, \
          within one point",
-        shown(&sign),
+        beside(&sign, &part),
         format!("{} exact with 64 % of the probes, {} with all", shown(&part), shown(&exact)),
         (accuracy(&sign) - accuracy(&part)).abs() <= TOLERANCE,
     );
     report.claim(
         "at equal probes private directions train as shared ones with one probe each, within one \
          point",
-        shown(&private),
+        beside(&private, &byte),
         format!("{} shared, r = 1; {} shared, r = 3", shown(&byte), shown(&repeated)),
         (accuracy(&private) - accuracy(&byte)).abs() <= TOLERANCE,
     );
@@ -78,6 +84,9 @@ pub fn reproduce(training: &Training) -> Result<Report> {
     Ok(report)
 }
 
+/// The header of what [`all`] writes.
+pub(super) const HEADER: &str = "setup,seed,probes,accuracy,loss,train_loss";
+
 /// One outcome a seed.
 pub(super) fn all(
     task: &Task,
@@ -89,7 +98,9 @@ pub(super) fn all(
     (1..=training.seeds)
         .map(|seed| {
             let outcome = train(task, setup, seed)?;
-            let line = format!("\"{name}\",{seed},{:.4},{:.4}", outcome.accuracy, outcome.loss);
+            let Outcome { accuracy, loss, train_loss, history, .. } = outcome;
+            let line =
+                format!("\"{name}\",{seed},{history},{accuracy:.4},{loss:.5},{train_loss:.5}");
             eprintln!("{line}");
             lines.push(line);
             Ok(outcome)

@@ -8,6 +8,7 @@ pub mod dadao;
 pub mod justonebyte;
 pub mod monna;
 pub mod rumormill;
+pub mod selection;
 
 use std::fmt;
 use std::fs;
@@ -52,11 +53,20 @@ pub enum What {
         #[command(flatten)]
         training: coefficients::Training,
     },
-    /// The combined algorithm: instalment laws at redundancies 1, 3 and 12.
+    /// The combined algorithm: instalment laws at several redundancies.
     Rumormill {
+        /// Probes of a direction.
+        #[arg(long, value_delimiter = ',', default_values_t = rumormill::REDUNDANCIES)]
+        redundancies: Vec<u32>,
         /// Data and length.
         #[command(flatten)]
         training: coefficients::Training,
+    },
+    /// Selection rules under attack: 15 nodes, 4 faulty, digits.
+    Selection {
+        /// Attacks, rules, length.
+        #[command(flatten)]
+        options: selection::Options,
     },
     /// Everything, one after another; what needs data that are not named is left out and said.
     All {
@@ -138,7 +148,10 @@ pub fn run(what: What) -> Result<bool> {
             (report, out)
         }
         What::Justonebyte { training } => (justonebyte::reproduce(&training)?, training.out),
-        What::Rumormill { training } => (rumormill::reproduce(&training)?, training.out),
+        What::Selection { options } => (selection::reproduce(&options)?, options.out),
+        What::Rumormill { redundancies, training } => {
+            (rumormill::reproduce(&redundancies, &training)?, training.out)
+        }
     };
     if let Some(folder) = &out {
         report.write(folder)?;
@@ -167,7 +180,10 @@ fn all(
         What::Dadao { instances, options: options("dadao") },
         What::Acid { options: options("acid") },
         What::Justonebyte { training: training("justonebyte") },
-        What::Rumormill { training: training("rumormill") },
+        What::Rumormill {
+            redundancies: rumormill::REDUNDANCIES.to_vec(),
+            training: training("rumormill"),
+        },
     ];
     match a9a {
         Some(data) => list.push(What::A9a { data, seed: 1, out: folder("a9a") }),
@@ -289,6 +305,44 @@ fn spread_percent(values: impl Iterator<Item = f64> + Clone) -> f64 {
 fn spread(values: impl Iterator<Item = f64> + Clone) -> f64 {
     let center = mean(values.clone());
     mean(values.map(|value| (value - center).powi(2))).sqrt()
+}
+
+/// Differences of pairs, as of runs that share a seed and so directions and minibatches.
+#[derive(Clone, Copy, Debug)]
+struct Paired {
+    mean: f64,
+    /// Standard error of the mean; infinite for a single pair.
+    error: f64,
+    pairs: usize,
+}
+
+impl Paired {
+    /// `ours − theirs`, pair by pair.
+    fn of(ours: &[f64], theirs: &[f64]) -> Paired {
+        assert_eq!(ours.len(), theirs.len(), "paired samples have one length");
+        let differences: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| a - b).collect();
+        let (center, pairs) = (mean(differences.iter().copied()), differences.len());
+        let squares: f64 = differences.iter().map(|value| (value - center).powi(2)).sum();
+        let error = match pairs {
+            0 | 1 => f64::INFINITY,
+            _ => (squares / (pairs * (pairs - 1)) as f64).sqrt(),
+        };
+        Paired { mean: center, error, pairs }
+    }
+
+    /// Beyond this a mean is not explained by noise: two-sided, 5 %, Student's t.
+    fn noise(&self) -> f64 {
+        const QUANTILES: [f64; 12] =
+            [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18];
+        let freedom = self.pairs.saturating_sub(2);
+        self.error * QUANTILES.get(freedom).unwrap_or(&2.16)
+    }
+}
+
+impl fmt::Display for Paired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:+.4} ± {:.4}", self.mean, self.error)
+    }
 }
 
 /// The mean of some numbers; NaN when there are none.

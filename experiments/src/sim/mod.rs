@@ -130,9 +130,27 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     /// Different models among the honest nodes that are up, where equality is promised.
     pub models: Option<usize>,
+    /// How the first honest node that is up sees every node at the end.
+    pub standings: Vec<Standing>,
+}
+
+/// What an honest node holds of another.
+#[derive(Clone, Copy, Debug)]
+pub struct Standing {
+    /// The node.
+    pub node: usize,
+    /// The round from which on its records count for nothing.
+    pub excluded_from: Option<u64>,
+    /// Correlation of its bytes with their repetitions.
+    pub audit_score: Option<f64>,
 }
 
 impl Outcome {
+    /// Of the worst honest node that is up, at the end, in [0, 1].
+    pub fn worst_accuracy(&self) -> f64 {
+        self.last().accuracy_min
+    }
+
     fn last(&self) -> &Sample {
         self.samples.last().expect("a run is sampled at its start")
     }

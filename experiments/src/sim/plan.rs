@@ -6,6 +6,8 @@ use std::sync::Arc;
 use rumormill::data::Dataset;
 use rumormill::data::shard::Shards;
 use rumormill::data::source::{DataSource, Found};
+use rumormill::fault::value::Lie;
+use rumormill::fault::{Fault, FaultKind};
 use rumormill::objective::{Objective, build};
 use rumormill::params::State;
 use rumormill::sample::KeyedRng;
@@ -15,8 +17,7 @@ use rumormill_topology::format::{Format, parse};
 use rumormill_topology::rate::{RateScheme, probabilities};
 
 use super::Usage;
-use super::scenario::{Algorithm, ChurnAction, FaultKind, Latency, Scenario};
-use crate::lie::Lie;
+use super::scenario::{Algorithm, ChurnAction, Latency, Scenario};
 
 /// A scenario that can run.
 pub struct Plan {
@@ -28,7 +29,7 @@ pub struct Plan {
     pub nodes: usize,
     /// Which nodes are there from the start: the members of the first roster.
     pub founders: Vec<usize>,
-    /// How each node lies.
+    /// How each node lies, or what else is wrong with it.
     pub lies: Vec<Option<Lie>>,
     /// The data.
     pub dataset: Arc<Dataset>,
@@ -102,7 +103,7 @@ impl Plan {
         let objective = model(&dataset)?;
         let flips = |lie: &Option<Lie>| lie.is_some_and(|lie| lie.kind == FaultKind::LabelFlip);
         let flipped = match lies.iter().any(flips) {
-            true => Some(model(&Arc::new(flip_labels(&dataset)))?),
+            true => Some(model(&Arc::new(dataset.with_flipped_labels()))?),
             false => None,
         };
         let shards = scenario.task.shards;
@@ -343,11 +344,22 @@ fn check_numbers(scenario: &Scenario, nodes: usize) -> Result<(), String> {
 
 /// How each node lies.
 fn lies(scenario: &Scenario, nodes: usize) -> Result<Vec<Option<Lie>>, String> {
-    let mut lies = vec![None; nodes];
+    let mut faults = vec![None; nodes];
     // Named nodes first, so that counted ones do not take their places.
     for fault in &scenario.fault {
-        if let Some(factor) = fault.factor {
-            check_range("fault.factor", factor, 0.0, 1e12)?;
+        let kind = fault.kind;
+        let injected = Fault::new(kind, fault.factor).map_err(|error| error.to_string())?;
+        if kind.needs_sockets() {
+            return Err(format!(
+                "fault.kind: {kind} needs sockets; try `rumormill local --faulty`"
+            ));
+        }
+        let is_vector = scenario.algorithm != Algorithm::Rumormill;
+        if is_vector && !kind.is_value() && kind != FaultKind::Silent {
+            let algorithm = scenario.algorithm;
+            return Err(format!(
+                "fault.kind: {kind} is a fault of record sets, not of {algorithm}"
+            ));
         }
         match (fault.nodes.is_empty(), fault.count) {
             (true, None) => return Err("fault: say nodes = [..] or count = N".into()),
@@ -356,23 +368,24 @@ fn lies(scenario: &Scenario, nodes: usize) -> Result<Vec<Option<Lie>>, String> {
         }
         for &node in &fault.nodes {
             check_node("fault.nodes", node, nodes)?;
-            if lies[node].replace(Lie::new(fault.kind, fault.factor)).is_some() {
+            if faults[node].replace(injected).is_some() {
                 return Err(format!("fault: node {node} is named twice; a node has one fault"));
             }
         }
     }
     for fault in &scenario.fault {
         for _ in 0..fault.count.unwrap_or(0) {
-            let Some(free) = lies.iter().rposition(Option::is_none) else {
+            let Some(free) = faults.iter().rposition(Option::is_none) else {
                 return Err(format!("fault: more faulty nodes than the {nodes} there are"));
             };
-            lies[free] = Some(Lie::new(fault.kind, fault.factor));
+            faults[free] = Some(Fault { kind: fault.kind, factor: fault.factor });
         }
     }
-    if lies.iter().all(Option::is_some) {
+    if faults.iter().all(Option::is_some) {
         return Err(format!("fault: all {nodes} nodes are faulty; one at least must be honest"));
     }
-    Ok(lies)
+    let mut place = 0..;
+    Ok(faults.into_iter().map(|fault| Some(Lie::of(fault?, place.next()?))).collect())
 }
 
 fn check_faulty(
@@ -394,7 +407,11 @@ fn check_faulty(
                      (R ≥ 3f + 1): at least {least} nodes are needed"
                 ));
             }
-            if faulty > tolerated {
+            // Lies about values alone can be found out by audits, up to nearly half.
+            let audited = scenario.run.audit_permille > 0
+                && 2 * faulty < members
+                && lies.iter().flatten().all(|lie| lie.kind != FaultKind::Silent);
+            if faulty > tolerated && !audited {
                 return Err(format!(
                     "fault: {faulty} faulty nodes, but {members} members tolerate {tolerated} \
                      (R ≥ 3f + 1): make fewer faulty, or have {} nodes",
@@ -415,12 +432,4 @@ fn check_faulty(
         Algorithm::Dadao | Algorithm::Acid | Algorithm::Gossip => {}
     }
     Ok(())
-}
-
-/// The same data with class `c` called `C − 1 − c` in training.
-fn flip_labels(dataset: &Dataset) -> Dataset {
-    let mut flipped = dataset.clone();
-    let last = (dataset.classes - 1) as u16;
-    flipped.train.labels.iter_mut().for_each(|label| *label = last - *label);
-    flipped
 }

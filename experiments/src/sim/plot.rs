@@ -154,7 +154,7 @@ pub fn figures(csv: &str) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
-type Drawn = Result<(), Box<dyn std::error::Error>>;
+pub(crate) type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 fn draw(
     root: &DrawingArea<SVGBackend<'_>, Shift>,
@@ -288,7 +288,7 @@ fn digits_of(range: f64) -> usize {
 }
 
 /// A number of an axis, with k, M or G.
-fn with_prefix(value: f64) -> String {
+pub(crate) fn with_prefix(value: f64) -> String {
     let (scale, letter) = match value.abs() {
         size if size >= 1e9 => (1e9, " G"),
         size if size >= 1e6 => (1e6, " M"),

@@ -4,20 +4,23 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use rumormill::data::shard::Shards;
+use rumormill::fault::FaultKind;
+use rumormill::fault::wire::Saboteur;
 use rumormill::id::Height;
 use rumormill::keys::Keys;
 use rumormill::manifest::{DataMode, Founders, Manifest};
 use rumormill::objective::{Scratch, Split};
 use rumormill::params::State;
 use rumormill::protocol::{Config, EdgeRate, Event, Protocol};
+use rumormill::sample::KeyedRng;
 use rumormill::selection::Rule;
 use rumormill::time::Time;
 use rumormill_topology::Topology;
 
 use super::plan::{LEAVING_S, Plan};
-use super::scenario::{ChurnAction, FaultKind, Latency, Link};
+use super::scenario::{ChurnAction, Latency, Link};
 use super::trace::{Gathering, Sample};
-use super::{Outcome, Usage, Verdict};
+use super::{Outcome, Standing, Usage, Verdict};
 use crate::simulation::{Action, LinkModel, Simulation};
 use crate::trainer::{ModelTrainer, Pupil, Subject, scale_exponent};
 
@@ -55,6 +58,7 @@ fn prepare(plan: &Plan, seed: u64, keys: &[Keys]) -> Result<(Manifest, Subject),
         epsilon_log2: task.epsilon_log2,
         step_24: ((run.step * f64::from(1 << 24)).round() as u32).max(1),
         selection: run.selection,
+        audit_permille: run.audit_permille,
         window: run.window,
         faulty: run.tolerate,
         founders: Founders::Members(plan.founders.iter().map(|&node| keys[node].id()).collect()),
@@ -129,10 +133,19 @@ fn network(plan: &Plan, seed: u64) -> Result<Simulation<ModelTrainer>, Usage> {
     let rows = plan.rows(seed);
     let pupils = keys.iter().zip(rows).zip(&plan.lies);
     let pupils = pupils.map(|((keys, rows), &lie)| Pupil { id: keys.id(), rows, lie }).collect();
-    let trainer = ModelTrainer::new(&manifest, subject, pupils, seed);
+    let trainer = ModelTrainer::new(&manifest, subject, pupils, scenario.run.auditors, seed);
+    let breaks = |node: usize| plan.lies[node].map(|lie| lie.kind).filter(|kind| !kind.is_value());
+    let saboteur = |node: usize| {
+        let rng = KeyedRng::from_seed("rumormill v1 simulated saboteur", seed, node as u64);
+        Some(Saboteur::new(breaks(node)?, manifest.clone(), keys[node].clone(), rng))
+    };
+    let saboteurs: Vec<Option<Saboteur>> = (0..plan.nodes).map(saboteur).collect();
     let edges = topology.edges().iter().map(|edge| (edge.a, edge.b)).collect();
     let link = link_model(&scenario.link);
     let mut network = Simulation::new(manifest, keys, configs, edges, link, seed, trainer);
+    for (node, saboteur) in network.nodes.iter_mut().zip(saboteurs) {
+        node.saboteur = saboteur;
+    }
     for (node, speed) in network.nodes.iter_mut().zip(plan.speeds(seed)) {
         node.probe_time = Time::from_secs_f64(scenario.compute.probe_ms / 1000.0 / speed);
     }
@@ -168,11 +181,43 @@ pub fn check(plan: &Plan, seed: u64) -> Result<(), Usage> {
     network(plan, seed).map(drop)
 }
 
+/// The models of the honest nodes that are up, at the time of a sample.
+pub struct Models<'a> {
+    plan: &'a Plan,
+    network: &'a Simulation<ModelTrainer>,
+}
+
+impl Models<'_> {
+    /// The parameters of each node.
+    pub fn parameters(&self) -> Vec<Vec<f32>> {
+        up(self.plan, self.network)
+            .map(|node| {
+                let state = self.network.trainer.state(node);
+                let mut params = vec![0.0; state.layout().dim()];
+                state.write_view(&mut params);
+                params
+            })
+            .collect()
+    }
+}
+
 /// Runs a seed; every sample is shown to `watch`.
 ///
 /// # Errors
 /// As [`check`].
 pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Outcome> {
+    follow(plan, seed, &mut |sample, _| watch(sample))
+}
+
+/// As [`run`], for who wants to see the models, too.
+///
+/// # Errors
+/// As [`check`].
+pub fn follow(
+    plan: &Plan,
+    seed: u64,
+    watch: &mut dyn FnMut(&Sample, &Models<'_>),
+) -> Result<Outcome> {
     let mut network = network(plan, seed)?;
     let mut evaluator = Evaluator::default();
     let span = plan.scenario.sample_s.unwrap_or(1.0);
@@ -186,7 +231,7 @@ pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Out
         // A run that is over is sampled at its last event.
         let at = if done { network.now.as_secs_f64() } else { at };
         let sample = sample(plan, &network, at, &mut evaluator);
-        watch(&sample);
+        watch(&sample, &Models { plan, network: &network });
         let moved = samples.last().is_none_or(|last| {
             (last.work, last.rounds, last.up) != (sample.work, sample.rounds, sample.up)
         });
@@ -207,7 +252,26 @@ pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Out
     let states: Vec<[u8; 32]> =
         up(plan, &network).map(|node| network.trainer.state(node).hash()).collect();
     let models = states.iter().collect::<BTreeSet<_>>().len();
-    Ok(Outcome { seed, verdict, samples, models: Some(models) })
+    let standings = standings(plan, &network);
+    Ok(Outcome { seed, verdict, samples, models: Some(models), standings })
+}
+
+fn standings(plan: &Plan, network: &Simulation<ModelTrainer>) -> Vec<Standing> {
+    let Some(witness) = up(plan, network).next() else { return Vec::new() };
+    let witness = protocol(network, witness);
+    let excluded = witness.excluded();
+    let nodes = 0..plan.nodes;
+    nodes
+        .filter_map(|node| {
+            let origin = witness.roster().origin(&network.trainer.id(node))?;
+            let per_height = u64::from(plan.scenario.run.rounds_per_height);
+            Some(Standing {
+                node,
+                excluded_from: excluded.get(&origin).map(|from| from * per_height),
+                audit_score: witness.audit_score(origin).map(|score| score.correlation),
+            })
+        })
+        .collect()
 }
 
 /// Honest nodes that are up.

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use rumormill::data::shard::Shards;
 use rumormill::data::source::DataFormat;
+use rumormill::fault::FaultKind;
 use rumormill::objective::ModelSpec;
 use rumormill::selection::Rule;
 use rumormill_topology::family::Family;
@@ -296,6 +297,10 @@ pub struct Run {
     /// Selection rule: mean, median, nna, nnm, ….
     #[serde(deserialize_with = "text")]
     pub selection: Rule,
+    /// Probes of others that a node repeats for every thousand of its own; needs public data.
+    pub audit_permille: u16,
+    /// How faulty nodes audit.
+    pub auditors: Auditors,
     /// Rounds that the selection looks at.
     pub window: u32,
     /// m, probes that a node aims at in a round.
@@ -322,6 +327,8 @@ impl Default for Run {
             rounds: 200,
             step: 0.07,
             selection: Rule::Mean,
+            audit_permille: 0,
+            auditors: Auditors::Honest,
             window: 20,
             probes_per_round: 32,
             redundancy: None,
@@ -389,36 +396,20 @@ pub struct Fault {
     pub count: Option<usize>,
     /// What they do.
     pub kind: FaultKind,
-    /// Strength: σ of alie (1.5), part of the mean of foe (0.5), multiple of the usual size of
-    /// largest-opposing (100 in vectors; in bytes always the largest).
+    /// Strength; see [`rumormill::fault::value::Lie::new`].
     pub factor: Option<f64>,
 }
 
-/// What a faulty node tells. μ and σ are mean and standard deviation of what the honest would
-/// measure for that direction (or coordinate), which faulty nodes know.
+/// How faulty nodes repeat the probes of others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum FaultKind {
-    /// Its own value with the other sign.
-    SignFlip,
-    /// Zero.
-    Zero,
-    /// A normal number as large as the honest values.
-    Random,
-    /// −μ · (n − f)/f: the faulty together cancel the honest.
-    ScaledSignFlip,
-    /// What it measures on data whose class c is called C − 1 − c.
-    LabelFlip,
-    /// As large as can be, against μ.
-    LargestOpposing,
-    /// A little is enough: μ less `factor` · σ, away from its sign.
-    Alie,
-    /// Fall of empires: −`factor` · μ.
-    Foe,
-    /// What the first honest node would tell.
-    Mimic,
-    /// Nothing: it never starts.
-    Silent,
+pub enum Auditors {
+    /// As they should.
+    Honest,
+    /// They clear each other and find the contrary of what honest nodes told.
+    Accuse,
+    /// They repeat what was told, without measuring.
+    Copy,
 }
 
 /// A value that is written as text.

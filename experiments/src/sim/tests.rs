@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use super::*;
-use crate::sim::scenario::FaultKind;
+use rumormill::fault::FaultKind;
 
 /// A folder with a small data set of two classes, `data.csv`, on a slanted line.
 fn folder() -> tempfile::TempDir {
@@ -134,19 +134,8 @@ fn a_diverging_run_is_called_so_and_its_cells_are_numbers_or_empty() {
 
 #[test]
 fn every_lie_leaves_honest_nodes_agreed() {
-    let kinds = [
-        "sign-flip",
-        "zero",
-        "random",
-        "scaled-sign-flip",
-        "label-flip",
-        "largest-opposing",
-        "alie",
-        "foe",
-        "mimic",
-        "silent",
-    ];
-    for kind in kinds {
+    let values = FaultKind::all().filter(|kind| kind.is_value());
+    for kind in values.chain([FaultKind::Silent]) {
         let fault = format!("[[fault]]\ncount = 1\nkind = \"{kind}\"\n");
         let records = format!("nodes = 4\n{}selection = \"nnm\"\n{fault}", SHORT);
         let (plan, outcomes) = ran(&records, "model = \"softmax\"");
@@ -158,7 +147,16 @@ fn every_lie_leaves_honest_nodes_agreed() {
         let last = outcomes[0].last();
         assert!(last.loss < outcomes[0].samples[0].loss, "{kind}: {last:?}");
     }
-    assert_eq!(kinds.len(), FaultKind::Silent as usize + 1, "all kinds are here");
+}
+
+#[test]
+fn broken_protocols_are_named_in_scenarios_as_lies_are() {
+    for kind in ["equivocation", "false-ack", "restored-backup"] {
+        let fault = format!("[[fault]]\ncount = 1\nkind = \"{kind}\"\n");
+        let (plan, outcomes) = ran(&format!("nodes = 4\n{SHORT}{fault}"), "model = \"softmax\"");
+        assert_eq!(outcomes[0].verdict, Verdict::Agreed, "{kind}");
+        assert_eq!(plan.honest().count(), 3, "{kind}");
+    }
 }
 
 #[test]
@@ -213,7 +211,9 @@ fn wrong_input_is_refused_with_file_key_and_remedy() {
         ),
         ("[[fault]]\nnodes = [1, 1]\nkind = \"zero\"", "named twice"),
         ("[[fault]]\nkind = \"zero\"", "nodes = [..] or count"),
-        ("[[fault]]\ncount = 1\nkind = \"lies\"", "`sign-flip`"),
+        ("[[fault]]\ncount = 1\nkind = \"lies\"", "known: sign-flip"),
+        ("[[fault]]\ncount = 1\nkind = \"sybil\"", "needs sockets"),
+        ("algorithm = \"monna\"\n[[fault]]\ncount = 1\nkind = \"forge\"", "of record sets"),
         ("algorithm = \"monna\"\n[vector]\nfaulty = 4", "at least 9 nodes"),
         ("algorithm = \"monna\"\n[graph]\nfamily = \"ring\"", "complete graph"),
         ("[[straggler]]\nnode = 9\nfactor = 2", "straggler.node names node 9"),

@@ -18,6 +18,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anyhow::Result;
+use rumormill::fault::FaultKind;
+use rumormill::fault::value::{CROWD_MAX, Crowd, Lie, Moment};
 use rumormill::id::Origin;
 use rumormill::objective::{Objective, Scratch, Split};
 use rumormill::sample::KeyedRng;
@@ -28,21 +30,17 @@ use rumormill::vector::monna::{self, Received};
 use rumormill_topology::{Topology, spectrum};
 
 use super::plan::Plan;
-use super::scenario::{Algorithm, ChurnAction, FaultKind};
+use super::scenario::{Algorithm, ChurnAction};
 use super::trace::{Gathering, Sample};
 use super::{Outcome, Usage, Verdict};
 use crate::event::{Clocks, Event};
 use crate::graph;
-use crate::lie::{Crowd, Lie};
 
 /// Units of time of a run for which none is given.
 const UNITS: f64 = 100.0;
 
 /// Samples of a run for which no interval is given.
 const SAMPLES: f64 = 100.0;
-
-/// Honest nodes whose gradients a faulty one looks at.
-const CROWD_MAX: usize = 32;
 
 /// A loss so many times the first one (or so many nats) has diverged.
 const DIVERGED: f64 = 1e3;
@@ -68,6 +66,8 @@ struct Gradients<'a> {
     /// The rows of every node.
     rows: Vec<Arc<Vec<u32>>>,
     honest: Vec<usize>,
+    /// The first gradient of every node that goes on telling it.
+    stale: Vec<Option<Vec<f64>>>,
     rng: KeyedRng,
     batch: Vec<u32>,
     scratch: Scratch,
@@ -83,6 +83,7 @@ impl<'a> Gradients<'a> {
             plan,
             rows: rows.map(|rows| rows.unwrap_or_else(|| Arc::clone(&all))).collect(),
             honest: plan.honest().collect(),
+            stale: vec![None; plan.nodes],
             rng: KeyedRng::from_seed("rumormill v1 simulated gradients", seed, 0),
             batch: Vec::new(),
             scratch: Scratch::default(),
@@ -118,6 +119,9 @@ impl<'a> Gradients<'a> {
         self.made += 1;
         self.measure(node, x, out);
         let Some(lie) = self.plan.lies[node] else { return };
+        if lie.kind == FaultKind::Stale {
+            out.copy_from_slice(self.stale[node].get_or_insert_with(|| out.to_vec()));
+        }
         let mut others = Vec::new();
         if lie.needs_crowd() {
             for other in self.honest.iter().copied().take(CROWD_MAX).collect::<Vec<_>>() {
@@ -132,10 +136,13 @@ impl<'a> Gradients<'a> {
     /// Puts a lie in place of a vector, coordinate by coordinate.
     fn lie(&mut self, lie: Lie, own: &mut [f64], others: &[Vec<f64>]) {
         let faulty = self.plan.nodes - self.honest.len();
+        let vector = &self.plan.scenario.vector;
+        let units = self.plan.scenario.time_s.map_or(UNITS, |end| end * 1000.0 / vector.unit_ms);
+        let moment = Moment { round: self.made / self.plan.nodes as u64, rounds: units as u64 };
         for (k, own) in own.iter_mut().enumerate() {
             let values = others.iter().map(|vector| vector[k]);
             let crowd = Crowd::new(values, self.honest.len(), faulty);
-            *own = lie.tell(*own, &crowd, &mut self.rng);
+            *own = lie.tell(*own, &crowd, moment, &mut self.rng);
         }
     }
 }
@@ -335,7 +342,7 @@ pub fn run(plan: &Plan, seed: u64, watch: &mut dyn FnMut(&Sample)) -> Result<Out
         true => Verdict::Diverged,
         false => Verdict::Done,
     };
-    Ok(Outcome { seed, verdict, samples: course.samples, models: None })
+    Ok(Outcome { seed, verdict, samples: course.samples, models: None, standings: Vec::new() })
 }
 
 fn fastest(speeds: &[f64]) -> f64 {

@@ -1,0 +1,305 @@
+//! The local interface of a running node: a Unix domain socket, `control`, in its data directory.
+//!
+//! One connection carries one line of JSON with a [`Request`] and one with its [`Answer`]. Only who may
+//! write to the socket (mode 0600) is heard; nothing of it is reachable from the network.
+
+use anyhow::Result;
+use rumormill::fault::{Fault, FaultKind};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+/// The socket's name in the data directory.
+pub const SOCKET_NAME: &str = "control";
+
+/// The longest request or answer, in bytes: room for a roster's worth of identities.
+const LINE_LEN_MAX: u64 = 1 << 20;
+
+/// What a running node can be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Misbehave from now on.
+    FaultSet {
+        /// How.
+        fault: Fault,
+    },
+    /// Behave from now on.
+    FaultClear,
+    /// Say how it goes.
+    Status,
+}
+
+/// What it answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Answer {
+    /// It was done.
+    Done,
+    /// It was not done.
+    Refused {
+        /// Why.
+        reason: String,
+    },
+    /// How it goes.
+    Status(Status),
+}
+
+/// How a node is doing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The run's identity.
+    pub run: String,
+    /// This node.
+    pub node: String,
+    /// Rounds closed.
+    pub round: u64,
+    /// Rounds of the run.
+    pub rounds: u64,
+    /// Heights certified.
+    pub certified: u64,
+    /// Heights of the run.
+    pub heights: u64,
+    /// Probes measured here.
+    pub probes: u64,
+    /// Members.
+    pub members: usize,
+    /// libp2p names of the neighbors.
+    pub peers: Vec<String>,
+    /// What is waited for.
+    pub stalled: Option<String>,
+    /// Nodes whose records count for nothing.
+    pub excluded: Vec<String>,
+    /// The fault that was injected.
+    pub fault: Option<Fault>,
+}
+
+/// A request on its way to the node's loop.
+pub struct Command {
+    /// What is asked.
+    pub request: Request,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Answer>,
+}
+
+/// Change how a running node of a lab run behaves.
+#[derive(Clone, Debug, clap::Args)]
+pub struct FaultArgs {
+    #[command(subcommand)]
+    command: FaultCommand,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum FaultCommand {
+    /// Misbehave from now on
+    Set {
+        /// What to do: sign-flip, alie, silent, equivocation, …
+        kind: FaultKind,
+        /// How strongly
+        #[arg(long)]
+        factor: Option<f64>,
+        /// The node's data directory
+        #[arg(long, value_name = "DIR", env = "RUMORMILL_DATA_DIR")]
+        data_dir: std::path::PathBuf,
+    },
+    /// Behave from now on
+    Clear {
+        /// The node's data directory
+        #[arg(long, value_name = "DIR", env = "RUMORMILL_DATA_DIR")]
+        data_dir: std::path::PathBuf,
+    },
+}
+
+/// Say how a running node is doing.
+#[derive(Clone, Debug, clap::Args)]
+pub struct StatusArgs {
+    /// The node's data directory
+    #[arg(long, value_name = "DIR", env = "RUMORMILL_DATA_DIR")]
+    pub data_dir: std::path::PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs `rumormill fault`.
+pub fn fault(args: &FaultArgs) -> Result<u8> {
+    let (request, directory) = match &args.command {
+        FaultCommand::Set { kind, factor, data_dir } => {
+            let fault = match Fault::new(*kind, *factor) {
+                Ok(fault) => fault,
+                Err(error) => return crate::cli::usage(error.to_string()).map(|()| 2),
+            };
+            (Request::FaultSet { fault }, data_dir)
+        }
+        FaultCommand::Clear { data_dir } => (Request::FaultClear, data_dir),
+    };
+    match ask(directory, &request)? {
+        Answer::Refused { reason } => anyhow::bail!("{reason}"),
+        _ => Ok(0),
+    }
+}
+
+/// Runs `rumormill status`.
+pub fn status(args: &StatusArgs) -> Result<u8> {
+    let status = match ask(&args.data_dir, &Request::Status)? {
+        Answer::Status(status) => status,
+        Answer::Refused { reason } => anyhow::bail!("{reason}"),
+        Answer::Done => anyhow::bail!("the node gave no status; is it of another version?"),
+    };
+    if args.json {
+        crate::cli::print(&(serde_json::to_string(&status)? + "\n"))?;
+    } else {
+        crate::cli::print(&status.to_text())?;
+    }
+    Ok(0)
+}
+
+impl Status {
+    fn to_text(&self) -> String {
+        let mut text = format!(
+            "run       {}\nnode      {}\nround     {} of {}\ncertified {} of {} heights\nprobes    \
+             {}\nmembers   {}\npeers     {}\n",
+            self.run,
+            self.node,
+            self.round,
+            self.rounds,
+            self.certified,
+            self.heights,
+            self.probes,
+            self.members,
+            self.peers.len()
+        );
+        for peer in &self.peers {
+            text += &format!("          {peer}\n");
+        }
+        if let Some(reason) = &self.stalled {
+            text += &format!("waits     {reason}\n");
+        }
+        for node in &self.excluded {
+            text += &format!("excluded  {node}\n");
+        }
+        if let Some(fault) = &self.fault {
+            text += &format!("fault     {fault}\n");
+        }
+        text
+    }
+}
+
+#[cfg(unix)]
+pub use unix::{Socket, ask};
+
+#[cfg(unix)]
+mod unix {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixStream;
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use anyhow::{Context, Result};
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+    use tokio::sync::Semaphore;
+
+    use super::{Answer, LINE_LEN_MAX, Request, SOCKET_NAME};
+    use crate::daemon::Handle;
+
+    /// Connections served at a time.
+    const CONNECTIONS_MAX: usize = 8;
+
+    /// How long one may take, and how long its answer.
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// The socket of a running node; dropping it removes it.
+    pub struct Socket {
+        path: PathBuf,
+        task: tokio::task::JoinHandle<()>,
+    }
+
+    impl Socket {
+        /// Listens in a data directory whose lock is held.
+        ///
+        /// # Errors
+        /// The system refused, for instance because the path is too long.
+        pub fn open(directory: &Path, handle: Handle) -> std::io::Result<Socket> {
+            let path = directory.join(SOCKET_NAME);
+            // The lock is ours: whoever made it is gone.
+            let _ = std::fs::remove_file(&path);
+            let listener = UnixListener::bind(&path)?;
+            let task = tokio::spawn(listen(listener, handle));
+            let socket = Socket { path, task };
+            std::fs::set_permissions(&socket.path, std::fs::Permissions::from_mode(0o600))?;
+            Ok(socket)
+        }
+    }
+
+    impl Drop for Socket {
+        fn drop(&mut self) {
+            self.task.abort();
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    async fn listen(listener: UnixListener, handle: Handle) {
+        let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        loop {
+            let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let handle = handle.clone();
+                    tokio::spawn(async move {
+                        // Who is too slow, or hangs up, gets no answer.
+                        let _ = tokio::time::timeout(PATIENCE, serve(stream, handle)).await;
+                        drop(place);
+                    });
+                }
+                // No more files, most likely: they come back.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+
+    async fn serve(stream: tokio::net::UnixStream, handle: Handle) -> std::io::Result<()> {
+        let (reader, mut writer) = stream.into_split();
+        let mut line = Vec::new();
+        let mut reader = tokio::io::BufReader::new(reader.take(LINE_LEN_MAX));
+        reader.read_until(b'\n', &mut line).await?;
+        let answer = match serde_json::from_slice::<Request>(&line) {
+            Ok(request) => handle.ask(request).await,
+            Err(error) => Some(Answer::Refused { reason: format!("no request: {error}") }),
+        };
+        let ended = || Answer::Refused { reason: "the node is ending".into() };
+        let mut text = serde_json::to_vec(&answer.unwrap_or_else(ended))?;
+        text.push(b'\n');
+        writer.write_all(&text).await
+    }
+
+    /// Asks the node that runs with a data directory.
+    ///
+    /// # Errors
+    /// No node runs there, or its answer cannot be read.
+    pub fn ask(directory: &Path, request: &Request) -> Result<Answer> {
+        let path = directory.join(SOCKET_NAME);
+        let none = || format!("no node runs with data directory {}", directory.display());
+        let mut stream = UnixStream::connect(&path).with_context(none)?;
+        let broken = || format!("the node at {} does not answer", path.display());
+        let (reading, writing) = (Some(2 * PATIENCE), Some(PATIENCE));
+        stream.set_read_timeout(reading).with_context(broken)?;
+        stream.set_write_timeout(writing).with_context(broken)?;
+        let text = serde_json::to_string(request)? + "\n";
+        stream.write_all(text.as_bytes()).with_context(broken)?;
+        let mut line = String::new();
+        let mut reader = BufReader::new(stream.take(LINE_LEN_MAX));
+        reader.read_line(&mut line).with_context(broken)?;
+        serde_json::from_str(&line).with_context(broken)
+    }
+}
+
+/// Asks the node that runs with a data directory.
+///
+/// # Errors
+/// Always: this system has no Unix domain sockets.
+#[cfg(not(unix))]
+pub fn ask(directory: &std::path::Path, _request: &Request) -> Result<Answer> {
+    anyhow::bail!("{}: this system has no Unix domain sockets", directory.display())
+}

@@ -1,0 +1,362 @@
+//! Audits: with public data a lie is measured, not guessed.
+//!
+//! Once a height is certified, every member derives a few of its records from its own signature on the
+//! certified digest, which nobody else can foresee; repeats those probes (same direction, same
+//! minibatch, its own present model); and appends seed and bytes to its own segment of the height after
+//! next. So an audit costs one byte, and signing, relaying, agreement and equivocation are those of any
+//! record. Bytes of one probe measured twice correlate near 0.9, those of two honest nodes along one
+//! direction near 0.1: ten repetitions tell a liar from an honest node whatever the lie, where rules
+//! that compare origins are blind.
+//!
+//! An origin's *score* is a correlation over the last heights that have enough of it: of the auditors'
+//! own correlations the `f` highest and `f` lowest are left out, so that `f` auditors that lie, or copy
+//! what they should repeat, cannot move the rest beyond what honest ones found. A score below
+//! [`THRESHOLD`], whichever height is left out, excludes the origin. Everything is a function of certified records: the verdict is the same
+//! everywhere.
+
+use crate::height::SetDigest;
+use crate::id::{Height, NodeId, Origin, RunId};
+use crate::keys::{Keys, Scheme, Signature};
+use crate::lb8;
+use crate::manifest::Manifest;
+use crate::sample::KeyedRng;
+
+/// Bytes of an audit section before its audits: the auditor's signature on the digest.
+pub const SEED_LEN: usize = 64;
+
+/// Heights that are looked back on for a score, at most.
+pub const WINDOW: u64 = 16;
+
+/// Records of one origin that an auditor repeats in a height: two, so that many auditors see it.
+const PER_ORIGIN: usize = 2;
+
+/// Repetitions that a verdict needs, before any are left out.
+pub const SAMPLES_MIN: u32 = 18;
+
+/// Scores below it exclude. Measured: honest origins score above 0.8, liars below 0.4
+/// (`ARCHITECTURE.md`, "Audits").
+pub const THRESHOLD: f64 = 0.45;
+
+/// Values are clipped at so many standard deviations of the height's scale, so that a few large honest
+/// values do not hide many small lies.
+const CLIP: f64 = 3.0;
+
+/// Probes that a member repeats for each height; none when audits are off.
+pub fn per_height(manifest: &Manifest) -> usize {
+    let probes = manifest.probes_per_round as usize * manifest.rounds_per_height as usize;
+    (probes * usize::from(manifest.audit_permille)).div_ceil(1000)
+}
+
+/// The most bytes of an audit section; zero when audits are off.
+pub fn section_len_max(manifest: &Manifest) -> usize {
+    match per_height(manifest) {
+        0 => 0,
+        audits => SEED_LEN + audits,
+    }
+}
+
+fn statement(run: &RunId, height: Height, digest: &SetDigest) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 audit seed");
+    hasher.update(&run.0).update(&height.0.to_le_bytes()).update(digest);
+    *hasher.finalize().as_bytes()
+}
+
+/// The seed of a member's audits of a certified height. Ed25519 signatures are deterministic, so an
+/// auditor cannot choose among seeds.
+pub fn seed(run: &RunId, height: Height, digest: &SetDigest, keys: &Keys) -> Signature {
+    keys.sign(&statement(run, height, digest))
+}
+
+/// Whether a seed is that of `auditor`.
+pub fn is_seed_of(
+    auditor: &NodeId,
+    seed: &Signature,
+    run: &RunId,
+    height: Height,
+    digest: &SetDigest,
+    scheme: Scheme,
+) -> bool {
+    scheme.verify(auditor, &statement(run, height, digest), seed)
+}
+
+/// A record that is to be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whose record.
+    pub origin: Origin,
+    /// Its position among the origin's records of the height.
+    pub index: usize,
+}
+
+/// What `auditor` repeats of a certified height. `records` gives an origin's records of that height,
+/// empty where none are to be audited.
+///
+/// *Whom* it audits rotates over the members, so that in few heights many auditors see each origin;
+/// *which* records follows from the seed.
+pub fn targets<'a>(
+    manifest: &Manifest,
+    run: &RunId,
+    height: Height,
+    auditor: Origin,
+    seed: &Signature,
+    roster_len: usize,
+    records: impl Fn(Origin) -> &'a [u8],
+) -> Vec<Target> {
+    let wanted = per_height(manifest);
+    let origins = wanted.div_ceil(PER_ORIGIN).min(roster_len).max(1);
+    let turns = (roster_len / origins).max(1) as u64;
+    let parts: [&[u8]; 2] = [&auditor.0.to_le_bytes(), &(height.0 / turns).to_le_bytes()];
+    let mut order = KeyedRng::new("rumormill v1 audit turns", run, &parts)
+        .permutation(roster_len as u32)
+        .into_iter()
+        .map(|at| Origin(at as u16))
+        .collect::<Vec<Origin>>();
+    order.rotate_left((height.0 % turns) as usize * origins);
+    order.retain(|&origin| origin != auditor && !records(origin).is_empty());
+    let mut rng = KeyedRng::new("rumormill v1 audit targets", run, &[&seed.0]);
+    let mut targets = Vec::with_capacity(wanted);
+    for &origin in order.iter().cycle().take(if order.is_empty() { 0 } else { origins }) {
+        let records = records(origin);
+        for _ in 0..PER_ORIGIN.min(wanted - targets.len()) {
+            let index = rng.index(records.len() as u32) as usize;
+            if records[index] != lb8::ABSTAIN {
+                targets.push(Target { origin, index });
+            }
+        }
+    }
+    targets
+}
+
+/// What one auditor found of one origin in one height.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Who repeated.
+    pub auditor: Origin,
+    /// Whose records.
+    pub origin: Origin,
+    /// Sum of products of record and repetition, in units of the scale.
+    product: f64,
+    /// Sum of squares of records.
+    record: f64,
+    /// Sum of squares of repetitions.
+    repeated: f64,
+    /// Repetitions.
+    count: u32,
+}
+
+impl Sample {
+    /// Nothing found yet.
+    pub fn new(auditor: Origin, origin: Origin) -> Sample {
+        Sample { auditor, origin, product: 0.0, record: 0.0, repeated: 0.0, count: 0 }
+    }
+
+    /// Adds a repetition: two bytes of one scale. Abstentions say nothing.
+    pub fn add(&mut self, record: u8, repetition: u8) {
+        let value = |byte| Some(f64::from(lb8::decode(byte, 0)?).clamp(-CLIP, CLIP));
+        if let (Some(record), Some(repeated)) = (value(record), value(repetition)) {
+            self.product += record * repeated;
+            self.record += record * record;
+            self.repeated += repeated * repeated;
+            self.count += 1;
+        }
+    }
+
+    fn join(&mut self, other: &Sample) {
+        self.product += other.product;
+        self.record += other.record;
+        self.repeated += other.repeated;
+        self.count += other.count;
+    }
+
+    fn correlation(&self) -> f64 {
+        let scale = (self.record * self.repeated).sqrt();
+        if scale > 0.0 { self.product / scale } else { 0.0 }
+    }
+}
+
+/// What audits say of an origin.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// Correlation of its bytes with their repetitions, in [−1, 1].
+    pub correlation: f64,
+    /// Auditors that were heard.
+    pub auditors: usize,
+    /// Repetitions, before any were left out.
+    pub samples: u32,
+}
+
+impl Score {
+    /// Whether it is a liar's.
+    pub fn convicts(&self) -> bool {
+        self.correlation < THRESHOLD
+    }
+}
+
+/// The score of `origin` from the newest heights that together have `2·faulty + 1` auditors and
+/// [`SAMPLES_MIN`] repetitions without any one of them: the best of the scores that leave out one
+/// height. A larger certificate may deal the slots of a height anew after honest nodes have measured
+/// them, so that their bytes there fit nothing. `None` when there is not so much. `heights` are the
+/// samples of heights from the newest to the oldest, in each those of an origin together, by origin;
+/// auditors that do not `count` are left out.
+pub fn score<'a>(
+    origin: Origin,
+    heights: impl Iterator<Item = &'a [Sample]>,
+    faulty: usize,
+    counts: impl Fn(Origin) -> bool,
+) -> Option<Score> {
+    let mut seen: Vec<Vec<&Sample>> = Vec::new();
+    for height in heights {
+        let from = height.partition_point(|sample| sample.origin < origin);
+        let of_origin = height[from..].iter().take_while(|sample| sample.origin == origin);
+        let heard = |sample: &&Sample| sample.count > 0 && counts(sample.auditor);
+        let of_height: Vec<&Sample> = of_origin.filter(heard).collect();
+        if of_height.is_empty() {
+            continue;
+        }
+        seen.push(of_height);
+        let without = |left_out: usize| {
+            let rest = seen.iter().enumerate().filter(|(at, _)| *at != left_out);
+            pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), faulty)
+        };
+        let scores: Option<Vec<Score>> = (0..seen.len()).map(without).collect();
+        let best = |scores: Vec<Score>| {
+            scores.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))
+        };
+        if let Some(best) = scores.and_then(best) {
+            return Some(best);
+        }
+    }
+    None
+}
+
+/// The correlation over all auditors but the `faulty` lowest and highest, if there are enough.
+fn pooled<'a>(
+    origin: Origin,
+    samples: impl Iterator<Item = &'a Sample>,
+    faulty: usize,
+) -> Option<Score> {
+    let mut by_auditor: Vec<Sample> = Vec::new();
+    for sample in samples {
+        match by_auditor.iter_mut().find(|known| known.auditor == sample.auditor) {
+            Some(known) => known.join(sample),
+            None => by_auditor.push(*sample),
+        }
+    }
+    let (auditors, samples) = (by_auditor.len(), by_auditor.iter().map(|s| s.count).sum());
+    if auditors <= 2 * faulty || samples < SAMPLES_MIN {
+        return None;
+    }
+    by_auditor.sort_by(|a, b| {
+        a.correlation().total_cmp(&b.correlation()).then(a.auditor.cmp(&b.auditor))
+    });
+    let mut middle = Sample::new(origin, origin);
+    by_auditor[faulty..auditors - faulty].iter().for_each(|sample| middle.join(sample));
+    Some(Score { correlation: middle.correlation(), auditors, samples })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: RunId = RunId([3; 32]);
+
+    fn sample(auditor: u16, pairs: &[(f64, f64)]) -> Sample {
+        let mut sample = Sample::new(Origin(auditor), Origin(0));
+        for &(record, repeated) in pairs {
+            sample.add(lb8::encode(record, 0), lb8::encode(repeated, 0));
+        }
+        sample
+    }
+
+    #[test]
+    fn a_seed_is_its_auditors_and_a_digests_alone() {
+        let keys = Keys::simulated(1);
+        let seed = seed(&RUN, Height(4), &[7; 32], &keys);
+        let is_seed = |id: &NodeId, height, digest| {
+            is_seed_of(id, &seed, &RUN, Height(height), &digest, keys.scheme())
+        };
+        assert!(is_seed(&keys.id(), 4, [7; 32]));
+        assert!(!is_seed(&keys.id(), 5, [7; 32]));
+        assert!(!is_seed(&keys.id(), 4, [8; 32]));
+        assert!(!is_seed(&Keys::simulated(2).id(), 4, [7; 32]));
+    }
+
+    #[test]
+    fn targets_are_others_records_and_reach_everybody_in_turn() {
+        let manifest =
+            Manifest { probes_per_round: 16, audit_permille: 60, ..Manifest::template() };
+        assert_eq!(per_height(&manifest), 8);
+        let bytes = [5_u8, lb8::ABSTAIN, 9, 12];
+        let records = |origin: Origin| if origin == Origin(3) { &[][..] } else { &bytes[..] };
+        let of = |height, seed| {
+            let seed = Signature([seed; 64]);
+            targets(&manifest, &RUN, Height(height), Origin(2), &seed, 15, records)
+        };
+        assert_eq!(of(6, 1), of(6, 1));
+        assert_ne!(of(6, 1), of(6, 2));
+        let mut seen = std::collections::BTreeSet::new();
+        for height in 0..3 {
+            let targets = of(height, 1);
+            assert!(targets.len() <= 8 && targets.len() >= 2);
+            assert!(targets.iter().all(|t| t.origin != Origin(2) && t.origin != Origin(3)));
+            assert!(targets.iter().all(|t| bytes[t.index] != lb8::ABSTAIN));
+            seen.extend(targets.iter().map(|target| target.origin));
+        }
+        assert!(seen.len() >= 9, "three heights reach {} origins", seen.len());
+        let nobody = |_| &[][..];
+        assert!(
+            targets(&manifest, &RUN, Height(0), Origin(0), &Signature([0; 64]), 1, nobody)
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_score_is_a_correlation_by_hand() {
+        let one = [sample(1, &[(1.0, 1.0), (2.0, -1.0)].repeat(12))];
+        let score = score(Origin(0), [&one[..]; 2].into_iter(), 0, |_| true).unwrap();
+        // Σuv = −1, Σu² = 5, Σv² = 2, twelve times over.
+        assert!((score.correlation + 1.0 / 10_f64.sqrt()).abs() < 1e-12);
+        assert_eq!((score.auditors, score.samples), (1, 24));
+        assert!(score.convicts());
+    }
+
+    #[test]
+    fn faulty_auditors_neither_clear_a_liar_nor_convict_the_honest() {
+        let truth = [(1.0, 0.9), (-0.7, -0.8), (0.5, 0.45)].repeat(3);
+        let unrelated = [(1.0, -0.2), (-0.7, -0.3), (0.5, 0.1)].repeat(3);
+        let accuse = [(1.0, -1.0), (-0.7, 0.7), (0.5, -0.5)].repeat(3);
+        let copy = [(1.0, 1.0), (-0.7, -0.7), (0.5, 0.5)].repeat(3);
+        let heard = |honest: &[(f64, f64)], faulty: &[(f64, f64)]| {
+            let mut all: Vec<Sample> = (1..=5).map(|auditor| sample(auditor, honest)).collect();
+            all.extend((6..=7).map(|auditor| sample(auditor, faulty)));
+            score(Origin(0), [&all[..]; 2].into_iter(), 2, |_| true).unwrap()
+        };
+        assert!(!heard(&truth, &accuse).convicts());
+        assert!(heard(&unrelated, &copy).convicts());
+    }
+
+    #[test]
+    fn too_few_auditors_or_repetitions_give_no_verdict() {
+        let some = [sample(1, &[(1.0, -1.0); 30]), sample(2, &[(1.0, -1.0); 30])];
+        assert_eq!(score(Origin(0), [&some[..]; 5].into_iter(), 1, |_| true), None);
+        let few = [sample(1, &[(1.0, -1.0); 17])];
+        assert_eq!(score(Origin(0), [&few[..]; 2].into_iter(), 0, |_| true), None);
+        // Older heights are looked at only as far as needed.
+        let old = [sample(1, &[(1.0, 1.0); 300])];
+        let heights = [&few[..], &few[..], &few[..], &old[..]];
+        let score = score(Origin(0), heights.into_iter(), 0, |_| true);
+        assert_eq!(score.map(|score| score.samples), Some(34));
+    }
+
+    #[test]
+    fn one_height_that_was_dealt_anew_convicts_nobody() {
+        let fits = [sample(1, &[(1.0, 0.9), (-0.7, -0.8)].repeat(15))];
+        let garbage = [sample(1, &[(1.0, -0.9), (-0.7, 0.8)].repeat(15))];
+        let of = |heights: &[&[Sample]]| {
+            score(Origin(0), heights.iter().copied(), 0, |_| true).unwrap().convicts()
+        };
+        assert!(!of(&[&garbage, &fits]));
+        assert!(!of(&[&fits, &garbage]));
+        assert!(of(&[&garbage, &garbage]));
+    }
+}

@@ -1,0 +1,208 @@
+//! Repeating others' probes, and excluding those whose bytes do not fit: see [`crate::audit`].
+
+use super::{Event, Output, Probe, Protocol};
+use crate::audit::{self, SEED_LEN, Sample, Score, Target, WINDOW};
+use crate::height::SetDigest;
+use crate::id::{Height, NodeId, Origin, Round};
+use crate::keys::Signature;
+use crate::lb8;
+
+/// Own probes asked for between two audits: audits are made early in a height, so that little
+/// happened to the model since the record, and not all at once.
+const PACE: u64 = 3;
+
+/// Heights between a record and its audit: at height `h`, height `h − 2` is certified everywhere.
+const LAG: u64 = 2;
+
+/// A member's own audits of one height, made in the height after next.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    /// The set they are of.
+    digest: SetDigest,
+    seed: Signature,
+    probes: Vec<Probe>,
+    /// Probes asked for.
+    asked: usize,
+    /// Bytes measured.
+    bytes: Vec<u8>,
+}
+
+impl Protocol {
+    fn audits(&self) -> bool {
+        self.manifest.audit_permille > 0
+    }
+
+    /// The next audit to be made in `height`, unless it is too early for it. `idle`: there is nothing
+    /// else to measure.
+    pub(super) fn next_audit(&mut self, height: u64, idle: bool) -> Option<Probe> {
+        let of = height.checked_sub(LAG).filter(|_| self.audits())?;
+        let digest = self.heights.get(&of)?.certified.as_ref()?.digest;
+        let state = self.heights.get(&height)?;
+        if state.work.as_ref().is_none_or(|work| work.digest != digest) {
+            let work = self.plan_audits(of, digest)?;
+            self.heights.get_mut(&height)?.work = Some(work);
+        }
+        let probes = (self.round - self.first_round(height))
+            * u64::from(self.manifest.probes_per_round)
+            + u64::from(self.position);
+        let work = self.heights.get_mut(&height)?.work.as_mut()?;
+        let probe = *work.probes.get(work.asked)?;
+        if !idle && (work.asked as u64 + 1) * PACE > probes {
+            return None;
+        }
+        work.asked += 1;
+        Some(probe)
+    }
+
+    fn plan_audits(&mut self, height: u64, digest: SetDigest) -> Option<Work> {
+        let params = self.params(height)?;
+        let me = self.own_origin(&params)?;
+        let seed = audit::seed(&self.run, Height(height), &digest, &self.keys);
+        let targets = self.targets(height, me, &seed);
+        let probe = |protocol: &mut Protocol, target: &Target| {
+            let segment = protocol.heights.get(&height)?.ledger.segment(target.origin)?;
+            let mut before = 0;
+            let (within, position) =
+                segment.counts.iter().enumerate().find_map(|(round, &count)| {
+                    let position = target.index.checked_sub(before)?;
+                    before += usize::from(count);
+                    (position < usize::from(count)).then_some((round, position))
+                })?;
+            let round = protocol.first_round(height) + within as u64;
+            let slot = protocol.deal(round, &params).slot(target.origin, position as u32);
+            let of = *protocol.roster.id(target.origin)?;
+            Some(Probe { round: Round(round), slot, of })
+        };
+        // All or none: position tells which target a byte belongs to.
+        let probes = targets.iter().map(|target| probe(self, target)).collect::<Option<_>>()?;
+        Some(Work { digest, seed, probes, asked: 0, bytes: Vec::new() })
+    }
+
+    fn targets(&self, height: u64, auditor: Origin, seed: &Signature) -> Vec<Target> {
+        let (Some(state), Some(params)) = (self.heights.get(&height), self.params(height)) else {
+            return Vec::new();
+        };
+        let records = |origin: Origin| match state.ledger.segment(origin) {
+            Some(segment) if !self.is_excluded(origin, height) => {
+                &segment.bytes[..segment.records(params.limits)]
+            }
+            _ => &[],
+        };
+        let (manifest, run) = (&self.manifest, &self.run);
+        audit::targets(manifest, run, Height(height), auditor, seed, params.roster_len, records)
+    }
+
+    /// An audit was measured.
+    pub(super) fn on_repetition(&mut self, probe: Probe, value: f64) {
+        let of = self.height_of(probe.round.0);
+        let Some(exponent) = self.params(of).map(|params| params.exponent) else { return };
+        let work = self.heights.get_mut(&(of + LAG)).and_then(|state| state.work.as_mut());
+        if let Some(work) = work.filter(|work| work.probes.get(work.bytes.len()) == Some(&probe)) {
+            work.bytes.push(lb8::encode(value, exponent));
+            self.stats.audits += 1;
+        }
+    }
+
+    /// Appends the audit section to the own records of a height that is through here.
+    pub(super) fn append_audits(&mut self, height: u64) {
+        let rounds = self.manifest.rounds_per_height as usize;
+        let certified = height.checked_sub(LAG).and_then(|of| self.heights.get(&of));
+        let digest = certified.and_then(|state| Some(state.certified.as_ref()?.digest));
+        let Some(state) = self.heights.get_mut(&height) else { return };
+        let Some(work) = state.work.as_ref().filter(|work| Some(work.digest) == digest) else {
+            return;
+        };
+        if work.bytes.is_empty() || state.own.counts.len() > rounds {
+            return;
+        }
+        state.own.counts.resize(rounds, 0);
+        state.own.counts.push((SEED_LEN + work.bytes.len()) as u16);
+        state.own.bytes.extend(work.seed.0);
+        state.own.bytes.extend(&work.bytes);
+    }
+
+    /// What the audits in a certified height say.
+    pub(super) fn samples(&self, height: u64) -> Vec<Sample> {
+        let Some(of) = height.checked_sub(LAG).filter(|_| self.audits()) else { return Vec::new() };
+        let (Some(state), Some(audited)) = (self.heights.get(&height), self.heights.get(&of))
+        else {
+            return Vec::new();
+        };
+        let Some(digest) = audited.certified.as_ref().map(|set| set.digest) else {
+            return Vec::new();
+        };
+        let (Some(params), Some(params_of)) = (self.params(height), self.params(of)) else {
+            return Vec::new();
+        };
+        let mut samples = Vec::new();
+        for auditor in (0..params_of.roster_len as u16).map(Origin) {
+            let Some(segment) = state.ledger.segment(auditor) else { continue };
+            let section = &segment.bytes[segment.records(params.limits)..];
+            let Some((seed, bytes)) = section.split_first_chunk::<SEED_LEN>() else { continue };
+            let seed = Signature(*seed);
+            let Some(id) = self.roster.id(auditor) else { continue };
+            let (run, scheme) = (&self.run, self.scheme);
+            if self.is_excluded(auditor, height)
+                || !audit::is_seed_of(id, &seed, run, Height(of), &digest, scheme)
+            {
+                continue;
+            }
+            let first = samples.len();
+            for (target, &byte) in self.targets(of, auditor, &seed).iter().zip(bytes) {
+                let Some(audited) = audited.ledger.segment(target.origin) else { continue };
+                let known = samples[first..]
+                    .iter()
+                    .position(|sample: &Sample| sample.origin == target.origin);
+                let at = known.map_or_else(
+                    || {
+                        samples.push(Sample::new(auditor, target.origin));
+                        samples.len() - 1
+                    },
+                    |known| first + known,
+                );
+                samples[at].add(audited.bytes[target.index], byte);
+            }
+        }
+        // Each origin's together, for [`audit::score`].
+        samples.sort_by_key(|sample| sample.origin);
+        samples
+    }
+
+    /// What audits up to the last certified heights say of an origin; `None` while it is little.
+    pub fn audit_score(&self, origin: Origin) -> Option<Score> {
+        self.score_at(self.certified.checked_sub(1)?, origin)
+    }
+
+    fn score_at(&self, height: u64, origin: Origin) -> Option<Score> {
+        // Of the members that are left as many may be faulty auditors as such a roster tolerates.
+        let left = self.roster.len_at(Height(height)).saturating_sub(self.convicted.len());
+        let faulty = self.manifest.faulty_of(left);
+        let heights = (height.saturating_sub(WINDOW - 1)..=height).rev();
+        let heights = heights.map_while(|at| self.summaries.get(&at));
+        let samples = heights.map(|summary| &summary.audits[..]);
+        let convicted =
+            |auditor: &Origin| self.convicted.get(auditor).is_some_and(|from| *from <= height + 2);
+        audit::score(origin, samples, faulty, |auditor| !convicted(&auditor))
+    }
+
+    /// Excludes those whom the audits up to a certified height convict, from the height after next on.
+    pub(super) fn judge(&mut self, height: u64, out: &mut Vec<Output>) {
+        if !self.audits() {
+            return;
+        }
+        let from = height + 2;
+        let roster_len = self.roster.len_at(Height(height));
+        let convicted: Vec<(Origin, Score)> = (0..roster_len as u16)
+            .map(Origin)
+            .filter(|origin| !self.convicted.contains_key(origin))
+            .filter_map(|origin| Some((origin, self.score_at(height, origin)?)))
+            .filter(|(_, score)| score.convicts())
+            .collect();
+        for (origin, score) in convicted {
+            self.convicted.insert(origin, from);
+            let id = self.roster.id(origin).copied().unwrap_or(NodeId([0; 32]));
+            out.push(Output::Event(Event::Convicted { origin: id, from: Height(from), score }));
+            self.reconsider();
+        }
+    }
+}
