@@ -259,13 +259,52 @@ fn counts_fit(counts: &[u16], len: usize, limits: SegmentLimits) -> bool {
 }
 
 /// A segment as ledgers hold it: shared by those that hold the same one.
+///
+/// In the order of its fields: a simulation of many nodes waits for memory more than for anything
+/// else, and most of what is asked of a segment can be told from the first ones.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Held {
-    segment: Segment,
-    hash: OnceLock<[u8; 32]>,
     /// The same for all versions of an own segment, of which the shorter is a prefix of the longer:
     /// where they are handed on within a process nobody compares their bytes.
     line: Option<Arc<()>>,
+    recent: Recent,
+    segment: Segment,
+    hash: OnceLock<[u8; 32]>,
+}
+
+/// Bytes of a segment that are also kept beside its header.
+const RECENT: usize = 8;
+
+/// The end of a segment.
+#[derive(Debug)]
+struct Recent {
+    /// The segment's length and whether it is closed.
+    len: u16,
+    closed: bool,
+    /// The last bytes; where there are fewer, zeros first.
+    bytes: [u8; RECENT],
+    /// Their rounds within the height.
+    rounds: [u16; RECENT],
+}
+
+impl Recent {
+    fn of(segment: &Segment) -> Recent {
+        let len = segment.bytes.len();
+        let mut recent = Recent {
+            len: len as u16,
+            closed: segment.closed,
+            bytes: [0; RECENT],
+            rounds: [0; RECENT],
+        };
+        let rounds = segment.counts.iter().enumerate().rev();
+        let rounds = rounds.flat_map(|(at, &count)| std::iter::repeat_n(at as u16, count.into()));
+        let last = segment.bytes.iter().rev().zip(rounds).take(RECENT);
+        for (at, (&byte, round)) in (0..RECENT).rev().zip(last) {
+            (recent.bytes[at], recent.rounds[at]) = (byte, round);
+        }
+        recent
+    }
 }
 
 impl PartialEq for Held {
@@ -288,8 +327,7 @@ impl<Context> Decode<Context> for Held {
     fn decode<D: bincode::de::Decoder<Context = Context>>(
         decoder: &mut D,
     ) -> Result<Held, bincode::error::DecodeError> {
-        let segment = Decode::decode(decoder)?;
-        Ok(Held { segment, hash: OnceLock::new(), line: None })
+        Ok(Held::of(Decode::decode(decoder)?, None))
     }
 }
 
@@ -297,15 +335,36 @@ bincode::impl_borrow_decode!(Held);
 
 impl Held {
     fn new(segment: Segment) -> Arc<Held> {
-        Arc::new(Held { segment, hash: OnceLock::new(), line: None })
+        Arc::new(Held::of(segment, None))
+    }
+
+    fn of(segment: Segment, line: Option<Arc<()>>) -> Held {
+        Held { line, recent: Recent::of(&segment), segment, hash: OnceLock::new() }
+    }
+
+    /// The number of its bytes.
+    fn len(&self) -> usize {
+        self.recent.len.into()
+    }
+
+    /// Whether it is closed.
+    pub fn is_closed(&self) -> bool {
+        self.recent.closed
+    }
+
+    /// The bytes after the first `offset`, each with its round within the height; `None` where they
+    /// are too many to be kept beside the header, or none.
+    pub fn recent(&self, offset: usize) -> Option<impl Iterator<Item = (usize, u8)> + Clone> {
+        let new = self.len().checked_sub(offset).filter(|new| (1..=RECENT).contains(new))?;
+        let Recent { bytes, rounds, .. } = &self.recent;
+        let rounds = rounds[RECENT - new..].iter().map(|&round| usize::from(round));
+        Some(rounds.zip(bytes[RECENT - new..].iter().copied()))
     }
 
     /// Whether this is a prefix of a later statement of the same origin.
     fn is_prefix_of(&self, longer: &Held) -> bool {
         match (&self.line, &longer.line) {
-            (Some(own), Some(other)) if Arc::ptr_eq(own, other) => {
-                self.segment.bytes.len() <= longer.segment.bytes.len()
-            }
+            (Some(own), Some(other)) if Arc::ptr_eq(own, other) => self.len() <= longer.len(),
             _ => self.segment.is_prefix_of(&longer.segment),
         }
     }
@@ -347,17 +406,30 @@ impl Told {
 
     /// The length of the delta's encoding.
     pub fn encoded_len(&self) -> usize {
-        let Segment { counts, bytes, closed: _, signature } = &self.held.segment;
-        let first_round = self.held.segment.round_at(self.offset);
-        let counts = counts.get(first_round..).unwrap_or_default();
-        let new = bytes.len() - self.offset;
-        let numbers = [self.origin.index(), self.offset, first_round, counts.len(), new];
+        let len = self.held.len();
+        let counted = |counts: &[u16]| counts.iter().map(|&count| varint_len(count.into())).sum();
+        let (first_round, counts, counts_len): (usize, usize, usize) =
+            match self.held.recent(self.offset) {
+                // All counts are as short as they can be.
+                Some(mut recent) if len <= 250 => {
+                    let (first, _) = recent.next().expect("there is one at least");
+                    let last = recent.last().map_or(first, |(last, _)| last);
+                    (first, last + 1 - first, last + 1 - first)
+                }
+                _ => {
+                    let first = self.held.segment.round_at(self.offset);
+                    let counts = self.held.segment.counts.get(first..).unwrap_or_default();
+                    (first, counts.len(), counted(counts))
+                }
+            };
+        let new = len - self.offset;
+        let numbers = [self.origin.index(), self.offset, first_round, counts, new];
         varint_len(self.height as usize)
             + numbers.map(varint_len).iter().sum::<usize>()
-            + counts.iter().map(|&count| varint_len(usize::from(count))).sum::<usize>()
+            + counts_len
             + new
             + size_of::<bool>()
-            + signature.0.len()
+            + size_of::<Signature>()
     }
 }
 
@@ -474,8 +546,8 @@ impl Ledger {
     }
 
     fn put(&mut self, origin: Origin, held: Option<Arc<Held>>) {
-        self.lens[origin.index()] = held.as_ref().map_or(0, |held| held.segment.bytes.len() as u16);
-        self.closed[origin.index()] = held.as_ref().map_or(0, |held| held.segment.closed.into());
+        self.lens[origin.index()] = held.as_ref().map_or(0, |held| held.recent.len);
+        self.closed[origin.index()] = held.as_ref().map_or(0, |held| held.is_closed().into());
         self.segments[origin.index()] = held;
         self.version += 1;
     }
@@ -497,8 +569,7 @@ impl Ledger {
             "an own segment only ever grows"
         );
         let line = self.held(origin).and_then(|held| held.line.clone()).unwrap_or_default();
-        let held = Held { segment, hash: OnceLock::new(), line: Some(line) };
-        self.put(origin, Some(Arc::new(held)));
+        self.put(origin, Some(Arc::new(Held::of(segment, Some(line)))));
     }
 
     /// Tells other ledgers of this process of a segment that is signed by its origin.
@@ -531,11 +602,11 @@ impl Ledger {
         if origin.index() >= self.segments.len() || self.evidence.contains_key(&origin) {
             return None;
         }
-        let new_len = found.segment.bytes.len();
+        let new_len = found.len();
         let mut before = 0;
         if let Some(held) = &self.segments[origin.index()] {
-            before = held.segment.bytes.len();
-            let closes = found.segment.closed && !held.segment.closed;
+            before = held.len();
+            let closes = found.is_closed() && !held.is_closed();
             if !held.is_prefix_of(found) {
                 return None;
             }
@@ -755,12 +826,28 @@ mod tests {
     #[test]
     fn what_is_told_has_the_length_of_its_delta() {
         let keys = Keys::simulated(0);
-        for counts in [&[][..], &[3, 0, 5, 2], &[0, 0, 8], &[300, 260, 251]] {
+        for counts in [&[][..], &[3, 0, 5, 2], &[0, 0, 8], &[1, 0, 249], &[300, 260, 251]] {
             let held = Held::new(segment(&keys, counts, 7));
             for offset in 0..=held.segment.bytes.len() {
                 let held = Arc::clone(&held);
                 let told = Told { height: 300, origin: Origin(251), offset, held };
                 assert_eq!(told.encoded_len(), crate::codec::encode(&told.delta()).len());
+            }
+        }
+    }
+
+    #[test]
+    fn recent_bytes_are_those_of_the_segment() {
+        let keys = Keys::simulated(0);
+        for counts in [&[][..], &[2], &[3, 0, 5, 2], &[0, 0, 8], &[1, 0, 0, 1, 1]] {
+            let held = Held::new(segment(&keys, counts, 7));
+            let rounds = held.segment.counts.iter().enumerate();
+            let rounds = rounds.flat_map(|(at, &count)| std::iter::repeat_n(at, count.into()));
+            let all: Vec<_> = rounds.zip(held.segment.bytes.iter().copied()).collect();
+            for offset in 0..=all.len() + 1 {
+                let expected = all.get(offset..).filter(|new| (1..=RECENT).contains(&new.len()));
+                let recent = held.recent(offset).map(Iterator::collect::<Vec<_>>);
+                assert_eq!(recent.as_deref(), expected, "{counts:?} from {offset}");
             }
         }
     }

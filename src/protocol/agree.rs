@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::acks::ToldAcks;
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
 use crate::audit::WINDOW;
 use crate::height::{
@@ -187,13 +188,17 @@ impl Protocol {
         true
     }
 
-    /// Takes an ack that a node of this process has checked.
-    pub(super) fn take_checked_ack(&mut self, height: u64, origin: Origin, ack: Arc<Ack>) {
-        let roster_len = self.roster.len_at(Height(height));
-        let Some(state) = self.heights.get_mut(&height) else { return };
-        let known = state.certified.is_some() || state.acks.has(origin, ack.weight);
-        if origin.index() < roster_len && !known {
-            state.acks.insert(origin, ack);
+    /// Takes acks that a node of this process has checked.
+    pub(super) fn take_checked_acks(&mut self, told: &ToldAcks) {
+        let roster_len = self.roster.len_at(Height(told.height));
+        let Some(state) = self.heights.get_mut(&told.height) else { return };
+        if state.certified.is_some() {
+            return;
+        }
+        for (origin, ack) in &told.acks {
+            if origin.index() < roster_len && !state.acks.has(*origin, told.weight) {
+                state.acks.insert(*origin, Arc::clone(ack));
+            }
         }
     }
 

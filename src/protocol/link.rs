@@ -221,9 +221,9 @@ impl Link {
     }
 }
 
-/// Bytes of a segment in a frame, about.
-fn budgeted(told: &Told) -> usize {
-    told.held.segment().bytes.len() - told.offset + 80
+/// Bytes of a segment in a frame, about, with so many new records.
+fn budgeted(new: usize) -> usize {
+    new + 80
 }
 
 /// Bytes of evidence in a frame, about.
@@ -260,16 +260,6 @@ fn for_each_longer<T: Copy + PartialOrd>(ours: &[T], theirs: &[T], mut visit: im
             }
         }
     }
-}
-
-/// Sets an entry; indices are below the roster's length by the caller's check.
-fn set_len(lens: &mut BTreeMap<u64, Vec<u16>>, height: u64, origin: u16, len: u16) {
-    let lens = lens.entry(height).or_default();
-    let at = usize::from(origin);
-    if lens.len() <= at {
-        lens.resize(at + 1, 0);
-    }
-    lens[at] = len;
 }
 
 /// What a neighbor says of an origin's segment.
@@ -405,9 +395,10 @@ impl Protocol {
             link.send_full = false;
         }
         let (mut segments, mut acks) = (Vec::new(), Vec::new());
+        let mut used = 0;
         for height in self.window(link.certified) {
             if stage != Stage::Open {
-                self.add_segments(height, &mut link, &mut segments);
+                self.add_segments(height, &mut link, &mut used, &mut segments);
             }
             if stage != Stage::Close {
                 exchange.have.extend(self.changed_lens(height, &mut link, exchange.full));
@@ -455,9 +446,14 @@ impl Protocol {
     }
 
     /// Segments that the neighbor lacks.
-    fn add_segments(&self, height: u64, link: &mut Link, segments: &mut Vec<Told>) {
+    fn add_segments(
+        &self,
+        height: u64,
+        link: &mut Link,
+        used: &mut usize,
+        segments: &mut Vec<Told>,
+    ) {
         let Some(state) = self.heights.get(&height) else { return };
-        let mut used: usize = segments.iter().map(budgeted).sum();
         let last = height + 1 == self.manifest.heights();
         let held = state.ledger.lens();
         let mut candidates: Vec<u16> = Vec::new();
@@ -477,29 +473,30 @@ impl Protocol {
                 candidates.dedup();
             }
         }
+        segments.reserve(candidates.len());
+        let lens = state.ledger.lens();
+        let known = lens_of(&mut link.known, height, lens.len());
+        let told = lens_of(&mut link.told, height, lens.len());
         for at in candidates {
-            let origin = Origin(at);
-            let Some(held) = state.ledger.held(origin) else { continue };
-            let segment = held.segment();
-            let known = len_at(&link.known, height, at);
+            let index = usize::from(at);
+            let (Some(held), len) = (state.ledger.held(Origin(at)), lens[index]) else { continue };
             let whole = link.wanted_there.contains(&(height, at));
             // The last height's closing statement may come without new records.
-            let closing = last && segment.closed && link.closed[origin.index()] == 0;
-            let news = segment.bytes.len() > usize::from(known) || closing;
-            if segment.signature == UNSIGNED || !(news || whole) || used > SEGMENT_BUDGET {
+            let closing = last && held.is_closed() && link.closed[index] == 0;
+            let news = len > known[index] || closing;
+            // Prefixes that a certificate vouches for have no signature.
+            let unsigned = state.certified.is_some() && held.segment().signature == UNSIGNED;
+            if unsigned || !(news || whole) || *used > SEGMENT_BUDGET {
                 continue;
             }
-            let offset = if whole { 0 } else { usize::from(known) };
-            let told = Told { height, origin, offset, held: held.clone() };
-            used += budgeted(&told);
+            let offset = if whole { 0 } else { usize::from(known[index]) };
+            *used += budgeted(usize::from(len) - offset);
             link.wanted_there.remove(&(height, at));
-            if last && segment.closed {
-                link.closed[origin.index()] = 1;
+            if last && held.is_closed() {
+                link.closed[index] = 1;
             }
-            let len = segment.bytes.len() as u16;
-            set_len(&mut link.known, height, at, len);
-            set_len(&mut link.told, height, at, len);
-            segments.push(told);
+            (known[index], told[index]) = (len, len);
+            segments.push(Told { height, origin: Origin(at), offset, held: Arc::clone(held) });
         }
     }
 
@@ -836,8 +833,8 @@ impl Protocol {
             if !(self.certified..self.certified + OPEN).contains(&told.height) {
                 continue;
             }
-            for (origin, ack) in told.acks {
-                self.take_checked_ack(told.height, origin, ack);
+            self.take_checked_acks(&told);
+            for (origin, _) in told.acks {
                 self.link_mut(from).note_ack(told.height, origin, told.weight);
             }
         }
@@ -855,6 +852,11 @@ impl Protocol {
         statement: Statement,
         out: &mut Vec<Output>,
     ) -> Result<(), InsertError> {
+        if let Statement::Told(told) = &statement
+            && self.take_recent(link, me, told)
+        {
+            return Ok(());
+        }
         let (height, origin) = statement.of();
         // Outside the open window: ignored, not punished. The neighbor may be ahead or behind.
         if !(self.certified..self.certified + OPEN).contains(&height) {
@@ -950,6 +952,60 @@ impl Protocol {
             *len = (*len).max(after as u16);
         }
         Ok(())
+    }
+
+    /// [`Self::take_segment`] as it mostly is between nodes of one process: a few records more, of
+    /// which the beginning of the segment's memory tells everything. `false`, and nothing was changed,
+    /// where it is not that simple.
+    fn take_recent(&mut self, link: &mut Link, me: Option<Origin>, told: &Told) -> bool {
+        let (height, origin) = (told.height, told.origin);
+        let is_open = (self.certified..self.certified + OPEN).contains(&height);
+        if !is_open || me == Some(origin) || self.is_excluded(origin, height) {
+            return false;
+        }
+        let Some(params) = self.params(height) else { return false };
+        let first = self.first_round(height);
+        let Some(state) = self.heights.get_mut(&height) else { return false };
+        let before = state.ledger.len_of(origin);
+        let Some(recent) = told.held.recent(before) else { return false };
+        // Not the audit section, which comes after the rounds.
+        let recent = recent.filter(|&(within, _)| within < params.limits.rounds);
+        let counted = self.tally.as_ref().map(|tally| (tally.round, tally.takes_sums()));
+        if let Some((round, takes_sums)) = counted
+            && recent.clone().any(|(within, _)| first + within as u64 == round)
+            && !(takes_sums && self.sums.contains_key(&round))
+        {
+            return false;
+        }
+        let inserted = state.ledger.insert_held(origin, told.offset, &told.held);
+        if !matches!(inserted, Some(Inserted::Extended(_))) {
+            return false;
+        }
+        state.grown = true;
+        let after = state.ledger.len_of(origin) as u16;
+        let mut last = None;
+        for (within, byte) in recent {
+            let round = first + within as u64;
+            let is_record = usize::from(byte != crate::lb8::ABSTAIN);
+            self.stats.accepted += is_record as u64;
+            self.stats.accepted_bytes += (is_record * size_of::<u8>()) as u64;
+            if round < self.closed && last != Some(round) {
+                self.dirty.insert(round);
+            }
+            last = Some(round);
+            let Some(sums) = self.sums.get_mut(&round) else { continue };
+            let before = sums.values_of(origin);
+            sums.push(origin, byte, params.walk_len);
+            let after = sums.values_of(origin);
+            if after > before && self.tally.as_ref().is_some_and(|tally| tally.round == round) {
+                self.tally_growth(origin, before, after);
+            }
+        }
+        for lens in [&mut link.known, &mut link.told] {
+            let len = &mut lens_of(lens, height, params.roster_len)[origin.index()];
+            *len = (*len).max(after);
+        }
+        true
     }
 
     fn take_evidence(

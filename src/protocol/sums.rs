@@ -31,16 +31,28 @@ impl Sums {
 
     /// Adds what is new in an origin's part of the round, which only ever grows.
     pub(super) fn add(&mut self, origin: Origin, part: &[u8]) {
+        let added = usize::from(self.added[origin.index()].0);
+        part.iter().skip(added).for_each(|&byte| self.push(origin, byte, part.len()));
+    }
+
+    /// Adds the byte that comes next in an origin's part, unless it is beyond its walk.
+    pub(super) fn push(&mut self, origin: Origin, byte: u8, walk_len: usize) {
         let (added, values) = &mut self.added[origin.index()];
-        for (position, &byte) in part.iter().enumerate().skip(usize::from(*added)) {
-            let Some(value) = lb8::decode(byte, self.exponent) else { continue };
-            let slot = self.deal.slot(origin, position as u32);
-            let (sum, count) = &mut self.slots[slot.0 as usize];
-            *sum += f64::from(value);
-            *count += 1;
-            *values += 1;
+        if usize::from(*added) < walk_len {
+            let slot = self.deal.slot(origin, u32::from(*added));
+            *added += 1;
+            if let Some(value) = lb8::decode(byte, self.exponent) {
+                let (sum, count) = &mut self.slots[slot.0 as usize];
+                *sum += f64::from(value);
+                *count += 1;
+                *values += 1;
+            }
         }
-        *added = (*added).max(part.len() as u16);
+    }
+
+    /// How many values an origin has.
+    pub(super) fn values_of(&self, origin: Origin) -> usize {
+        self.added[origin.index()].1.into()
     }
 
     /// The mean of every slot that has a value.

@@ -548,6 +548,11 @@ impl Tally {
         }
     }
 
+    /// Whether its values are those that sums have.
+    pub(super) fn takes_sums(&self) -> bool {
+        self.all_of.is_none()
+    }
+
     fn is_complete(&self) -> bool {
         self.parts.split_last().is_some_and(|(_, short)| short.iter().all(|&origins| origins == 0))
     }
