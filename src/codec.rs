@@ -6,6 +6,8 @@
 //! statements have their own digests.
 
 use bincode::config::standard;
+use bincode::enc::EncoderImpl;
+use bincode::enc::write::SizeWriter;
 use bincode::{Decode, Encode};
 
 /// The longest frame of the exchange protocol, in bytes. A whole exchange of a roster of 1,000
@@ -31,6 +33,23 @@ pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
     bincode::encode_to_vec(value, standard()).expect("encoding to memory cannot fail")
 }
 
+/// The length of a structure's encoding, without making it.
+pub fn encoded_len<T: Encode>(value: &T) -> usize {
+    let mut encoder = EncoderImpl::new(SizeWriter::default(), standard());
+    value.encode(&mut encoder).expect("counting cannot fail");
+    encoder.into_writer().bytes_written
+}
+
+/// The length of a number's encoding, and of a sequence's length.
+pub(crate) fn varint_len(value: usize) -> usize {
+    match value {
+        0..=250 => 1,
+        251..=0xffff => 3,
+        0x1_0000..=0xffff_ffff => 5,
+        _ => 9,
+    }
+}
+
 /// Decodes a structure from all of `bytes`, allocating at most `LIMIT` bytes.
 ///
 /// # Errors
@@ -54,6 +73,15 @@ mod tests {
         assert_eq!(decode::<(u32, u8), 64>(&bytes), Ok((1, 2)));
         bytes.push(0);
         assert_eq!(decode::<(u32, u8), 64>(&bytes), Err(DecodeError::Trailing(1)));
+    }
+
+    #[test]
+    fn lengths_are_counted_as_they_are_encoded() {
+        for number in [0, 1, 250, 251, 252, 0xffff, 0x1_0000, 0xffff_ffff, 0x1_0000_0000_usize] {
+            assert_eq!(varint_len(number), encode(&(number as u64)).len(), "{number}");
+        }
+        let structure = (7_u64, vec![(1_u16, 300_u16); 300], [9_u8; 64], true);
+        assert_eq!(encoded_len(&structure), encode(&structure).len());
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::{Arc, OnceLock};
 
 use bincode::{Decode, Encode};
 
+use crate::codec::varint_len;
 use crate::id::{Height, NodeId, Origin, RunId};
 use crate::keys::{Keys, Scheme, Signature};
 
@@ -221,16 +222,7 @@ impl Segment {
     /// gives the whole.
     pub fn delta(&self, height: u64, origin: Origin, offset: usize) -> SegmentDelta {
         let offset = if offset > self.bytes.len() { 0 } else { offset };
-        // The round of the first byte that is sent; a delta without bytes repeats the last round.
-        let mut before = 0;
-        let mut first_round = 0;
-        for (round, &count) in self.counts.iter().enumerate() {
-            first_round = round;
-            before += usize::from(count);
-            if before > offset {
-                break;
-            }
-        }
+        let first_round = self.round_at(offset);
         SegmentDelta {
             height,
             origin: origin.0,
@@ -241,6 +233,20 @@ impl Segment {
             closed: self.closed,
             signature: self.signature,
         }
+    }
+
+    /// The round of the first byte after `offset`; that of the last round when there is none.
+    fn round_at(&self, offset: usize) -> usize {
+        let mut before = 0;
+        let mut at = 0;
+        for (round, &count) in self.counts.iter().enumerate() {
+            at = round;
+            before += usize::from(count);
+            if before > offset {
+                break;
+            }
+        }
+        at
     }
 }
 
@@ -253,15 +259,119 @@ fn counts_fit(counts: &[u16], len: usize, limits: SegmentLimits) -> bool {
 }
 
 /// A segment as ledgers hold it: shared by those that hold the same one.
+///
+/// In the order of its fields: a simulation of many nodes waits for memory more than for anything
+/// else, and most of what is asked of a segment can be told from the first ones.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Held {
+    /// The same for all versions of an own segment, of which the shorter is a prefix of the longer:
+    /// where they are handed on within a process nobody compares their bytes.
+    line: Option<Arc<()>>,
+    recent: Recent,
     segment: Segment,
     hash: OnceLock<[u8; 32]>,
 }
 
+/// Bytes of a segment that are also kept beside its header.
+const RECENT: usize = 8;
+
+/// The end of a segment.
+#[derive(Debug)]
+struct Recent {
+    /// The segment's length and whether it is closed.
+    len: u16,
+    closed: bool,
+    /// The last bytes; where there are fewer, zeros first.
+    bytes: [u8; RECENT],
+    /// Their rounds within the height.
+    rounds: [u16; RECENT],
+}
+
+impl Recent {
+    fn of(segment: &Segment) -> Recent {
+        let len = segment.bytes.len();
+        let mut recent = Recent {
+            len: len as u16,
+            closed: segment.closed,
+            bytes: [0; RECENT],
+            rounds: [0; RECENT],
+        };
+        let rounds = segment.counts.iter().enumerate().rev();
+        let rounds = rounds.flat_map(|(at, &count)| std::iter::repeat_n(at as u16, count.into()));
+        let last = segment.bytes.iter().rev().zip(rounds).take(RECENT);
+        for (at, (&byte, round)) in (0..RECENT).rev().zip(last) {
+            (recent.bytes[at], recent.rounds[at]) = (byte, round);
+        }
+        recent
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Held) -> bool {
+        self.segment == other.segment
+    }
+}
+
+/// As the segment alone.
+impl Encode for Held {
+    fn encode<E: bincode::enc::Encoder>(
+        &self,
+        encoder: &mut E,
+    ) -> Result<(), bincode::error::EncodeError> {
+        self.segment.encode(encoder)
+    }
+}
+
+impl<Context> Decode<Context> for Held {
+    fn decode<D: bincode::de::Decoder<Context = Context>>(
+        decoder: &mut D,
+    ) -> Result<Held, bincode::error::DecodeError> {
+        Ok(Held::of(Decode::decode(decoder)?, None))
+    }
+}
+
+bincode::impl_borrow_decode!(Held);
+
 impl Held {
     fn new(segment: Segment) -> Arc<Held> {
-        Arc::new(Held { segment, hash: OnceLock::new() })
+        Arc::new(Held::of(segment, None))
+    }
+
+    fn of(segment: Segment, line: Option<Arc<()>>) -> Held {
+        Held { line, recent: Recent::of(&segment), segment, hash: OnceLock::new() }
+    }
+
+    /// The number of its bytes.
+    fn len(&self) -> usize {
+        self.recent.len.into()
+    }
+
+    /// Whether it is closed.
+    pub fn is_closed(&self) -> bool {
+        self.recent.closed
+    }
+
+    /// The bytes after the first `offset`, each with its round within the height; `None` where they
+    /// are too many to be kept beside the header, or none.
+    pub fn recent(&self, offset: usize) -> Option<impl Iterator<Item = (usize, u8)> + Clone> {
+        let new = self.len().checked_sub(offset).filter(|new| (1..=RECENT).contains(new))?;
+        let Recent { bytes, rounds, .. } = &self.recent;
+        let rounds = rounds[RECENT - new..].iter().map(|&round| usize::from(round));
+        Some(rounds.zip(bytes[RECENT - new..].iter().copied()))
+    }
+
+    /// Whether this is a prefix of a later statement of the same origin.
+    fn is_prefix_of(&self, longer: &Held) -> bool {
+        match (&self.line, &longer.line) {
+            (Some(own), Some(other)) if Arc::ptr_eq(own, other) => self.len() <= longer.len(),
+            _ => self.segment.is_prefix_of(&longer.segment),
+        }
+    }
+
+    /// The segment.
+    pub fn segment(&self) -> &Segment {
+        &self.segment
     }
 
     /// [`segment_hash`] of the first `len` bytes; that of the whole is made once.
@@ -271,6 +381,55 @@ impl Held {
             return *self.hash.get_or_init(|| segment_hash(counts, bytes));
         }
         segment_hash(&counts_of_prefix(counts, len), &bytes[..len])
+    }
+}
+
+/// A segment that a neighbor is told of, from an offset on: a [`SegmentDelta`] before its bytes are
+/// copied.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// The height.
+    pub height: u64,
+    /// Whose records.
+    pub origin: Origin,
+    /// Bytes that the neighbor is known to hold, at most the segment's.
+    pub offset: usize,
+    /// The segment, signed by its origin.
+    pub held: Arc<Held>,
+}
+
+impl Told {
+    /// What goes over the wire.
+    pub fn delta(&self) -> SegmentDelta {
+        self.held.segment.delta(self.height, self.origin, self.offset)
+    }
+
+    /// The length of the delta's encoding.
+    pub fn encoded_len(&self) -> usize {
+        let len = self.held.len();
+        let counted = |counts: &[u16]| counts.iter().map(|&count| varint_len(count.into())).sum();
+        let (first_round, counts, counts_len): (usize, usize, usize) =
+            match self.held.recent(self.offset) {
+                // All counts are as short as they can be.
+                Some(mut recent) if len <= 250 => {
+                    let (first, _) = recent.next().expect("there is one at least");
+                    let last = recent.last().map_or(first, |(last, _)| last);
+                    (first, last + 1 - first, last + 1 - first)
+                }
+                _ => {
+                    let first = self.held.segment.round_at(self.offset);
+                    let counts = self.held.segment.counts.get(first..).unwrap_or_default();
+                    (first, counts.len(), counted(counts))
+                }
+            };
+        let new = len - self.offset;
+        let numbers = [self.origin.index(), self.offset, first_round, counts, new];
+        varint_len(self.height as usize)
+            + numbers.map(varint_len).iter().sum::<usize>()
+            + counts_len
+            + new
+            + size_of::<bool>()
+            + size_of::<Signature>()
     }
 }
 
@@ -331,6 +490,8 @@ pub struct Ledger {
     segments: Vec<Option<Arc<Held>>>,
     /// The lengths of `segments`, for comparisons with what neighbors hold.
     lens: Vec<u16>,
+    /// 1 where a segment is closed, otherwise 0: for the same comparisons.
+    closed: Vec<u16>,
     /// Origins that contradicted themselves, with the proof.
     evidence: BTreeMap<Origin, Evidence>,
     /// Counts the changes.
@@ -343,6 +504,7 @@ impl Ledger {
         Ledger {
             segments: vec![None; roster_len],
             lens: vec![0; roster_len],
+            closed: vec![0; roster_len],
             evidence: BTreeMap::new(),
             version: 0,
         }
@@ -354,8 +516,8 @@ impl Ledger {
     }
 
     /// The segment held of `origin`, with its hash.
-    pub fn held(&self, origin: Origin) -> Option<&Held> {
-        self.segments.get(origin.index()).and_then(Option::as_deref)
+    pub fn held(&self, origin: Origin) -> Option<&Arc<Held>> {
+        self.segments.get(origin.index()).and_then(Option::as_ref)
     }
 
     /// All segments held.
@@ -373,13 +535,19 @@ impl Ledger {
         &self.lens
     }
 
+    /// By origin: 1 where the segment held is closed, otherwise 0.
+    pub fn closed(&self) -> &[u16] {
+        &self.closed
+    }
+
     /// A number that is another one after every change.
     pub fn version(&self) -> u64 {
         self.version
     }
 
     fn put(&mut self, origin: Origin, held: Option<Arc<Held>>) {
-        self.lens[origin.index()] = held.as_ref().map_or(0, |held| held.segment.bytes.len() as u16);
+        self.lens[origin.index()] = held.as_ref().map_or(0, |held| held.recent.len);
+        self.closed[origin.index()] = held.as_ref().map_or(0, |held| held.is_closed().into());
         self.segments[origin.index()] = held;
         self.version += 1;
     }
@@ -400,7 +568,8 @@ impl Ledger {
             self.segment(origin).is_none_or(|held| held.is_prefix_of(&segment)),
             "an own segment only ever grows"
         );
-        self.put(origin, Some(Held::new(segment)));
+        let line = self.held(origin).and_then(|held| held.line.clone()).unwrap_or_default();
+        self.put(origin, Some(Arc::new(Held::of(segment, Some(line)))));
     }
 
     /// Tells other ledgers of this process of a segment that is signed by its origin.
@@ -418,17 +587,27 @@ impl Ledger {
     /// Takes a delta that completes a statement which was checked before, provided that what is
     /// held is a beginning of it; otherwise `None`, and [`Ledger::insert`] decides.
     pub fn insert_checked(&mut self, delta: &SegmentDelta, checked: &Checked) -> Option<Inserted> {
-        let origin = Origin(delta.origin);
         let found = checked.find(delta)?;
+        self.insert_held(Origin(delta.origin), usize::from(delta.offset), found)
+    }
+
+    /// Takes a segment that is known to be signed by its origin, told from `offset` on, like
+    /// [`Ledger::insert_checked`].
+    pub fn insert_held(
+        &mut self,
+        origin: Origin,
+        offset: usize,
+        found: &Arc<Held>,
+    ) -> Option<Inserted> {
         if origin.index() >= self.segments.len() || self.evidence.contains_key(&origin) {
             return None;
         }
-        let (new_len, offset) = (found.segment.bytes.len(), usize::from(delta.offset));
+        let new_len = found.len();
         let mut before = 0;
         if let Some(held) = &self.segments[origin.index()] {
-            before = held.segment.bytes.len();
-            let closes = found.segment.closed && !held.segment.closed;
-            if !held.segment.is_prefix_of(&found.segment) {
+            before = held.len();
+            let closes = found.is_closed() && !held.is_closed();
+            if !held.is_prefix_of(found) {
                 return None;
             }
             if new_len == before && !closes {
@@ -440,8 +619,7 @@ impl Ledger {
         if offset > before {
             return None;
         }
-        let found = Arc::clone(found);
-        self.put(origin, Some(found));
+        self.put(origin, Some(Arc::clone(found)));
         Some(Inserted::Extended(new_len - before))
     }
 
@@ -642,6 +820,35 @@ mod tests {
                 if cut == 10 { Inserted::Duplicate(0) } else { Inserted::Extended(10 - cut) };
             assert_eq!(second, Ok(expected), "cut {cut}");
             assert_eq!(ledger.segment(Origin(0)), Some(&whole), "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_has_the_length_of_its_delta() {
+        let keys = Keys::simulated(0);
+        for counts in [&[][..], &[3, 0, 5, 2], &[0, 0, 8], &[1, 0, 249], &[300, 260, 251]] {
+            let held = Held::new(segment(&keys, counts, 7));
+            for offset in 0..=held.segment.bytes.len() {
+                let held = Arc::clone(&held);
+                let told = Told { height: 300, origin: Origin(251), offset, held };
+                assert_eq!(told.encoded_len(), crate::codec::encode(&told.delta()).len());
+            }
+        }
+    }
+
+    #[test]
+    fn recent_bytes_are_those_of_the_segment() {
+        let keys = Keys::simulated(0);
+        for counts in [&[][..], &[2], &[3, 0, 5, 2], &[0, 0, 8], &[1, 0, 0, 1, 1]] {
+            let held = Held::new(segment(&keys, counts, 7));
+            let rounds = held.segment.counts.iter().enumerate();
+            let rounds = rounds.flat_map(|(at, &count)| std::iter::repeat_n(at, count.into()));
+            let all: Vec<_> = rounds.zip(held.segment.bytes.iter().copied()).collect();
+            for offset in 0..=all.len() + 1 {
+                let expected = all.get(offset..).filter(|new| (1..=RECENT).contains(&new.len()));
+                let recent = held.recent(offset).map(Iterator::collect::<Vec<_>>);
+                assert_eq!(recent.as_deref(), expected, "{counts:?} from {offset}");
+            }
         }
     }
 

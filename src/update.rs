@@ -222,6 +222,20 @@ pub fn round_update(
     RoundUpdate { coefficients, weights, trust }
 }
 
+/// [`round_update`] where every origin counts alike and is paid for at once, from the mean of
+/// every slot and the weights.
+pub fn mean_update(
+    manifest: &Manifest,
+    round: Round,
+    means: &[Option<f64>],
+    weights: Vec<f64>,
+) -> RoundUpdate {
+    let share = f64::from(manifest.instalments[0].share) / f64::from(1 << 16);
+    let mut coefficients = Vec::new();
+    pay(step_size(manifest, round) * share, round, means, &mut coefficients);
+    RoundUpdate { coefficients, weights, trust: Vec::new() }
+}
+
 fn pay(step: f64, round: Round, averages: &[Option<f64>], coefficients: &mut Vec<Coefficient>) {
     let covered = averages.iter().flatten().count();
     let Some(rms) = robust_rms(averages) else { return };

@@ -366,6 +366,7 @@ impl Pair {
         for output in outputs {
             match output {
                 Output::Send { bytes, .. } => self.send(1 - at, Parcel::Frame(bytes)),
+                Output::Pass { .. } => unreachable!("frames are bytes here"),
                 Output::Request { request, .. } => self.send(1 - at, Parcel::Request(request)),
                 Output::Probe(probe) => {
                     let due = self.now + Time::from_millis(2);

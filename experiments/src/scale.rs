@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use multiversion::multiversion;
 use rumormill::direction::Direction;
 use rumormill::id::{Round, RunId, Slot};
 use rumormill::keys::Keys;
@@ -48,13 +49,13 @@ pub struct Scale {
     #[arg(long, default_value_t = 6)]
     degree: usize,
     /// Probes that a node aims at in a round; it makes at most twice as many.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 1)]
     probes_per_round: u32,
     /// Directions in a round.
     #[arg(long, default_value_t = 128)]
     directions: u32,
     /// Rounds that are certified together.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 20)]
     rounds_per_height: u32,
     /// Faulty members to tolerate [default: the most that R ≥ 3f + 1 allows].
     #[arg(long)]
@@ -63,11 +64,14 @@ pub struct Scale {
     #[arg(long, default_value_t = 0.0)]
     loss: f64,
     /// Rounds that a node may run beyond the ones it has closed.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 8)]
     staleness: u32,
-    /// Exchanges of a node with all its neighbors in the time of a round's probes.
-    #[arg(long, default_value_t = 1.0)]
-    exchanges: f64,
+    /// Exchanges a second on an edge, of both ends together; a probe takes 10 ms.
+    #[arg(long, default_value_t = 4.0)]
+    edge_rate: f64,
+    /// Encode and decode every frame; otherwise frames are passed on as values and only counted.
+    #[arg(long)]
+    bytes: bool,
     /// Seed of graph, data and clocks.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -107,7 +111,7 @@ impl Scale {
                 let mut rng = KeyedRng::from_seed("rumormill v1 bench-sim clocks", self.seed, node);
                 Config {
                     clock_seed: std::array::from_fn(|_| rng.next_u32() as u8),
-                    edge_rate: EdgeRate::PerRound(self.exchanges),
+                    edge_rate: EdgeRate::PerSecond(self.edge_rate),
                     ..Config::default()
                 }
             })
@@ -116,6 +120,7 @@ impl Scale {
         let link = LinkModel { loss: self.loss, ..LinkModel::default() };
         let mut network = Simulation::new(manifest, keys, configs, edges, link, self.seed, trainer);
         network.keeps_logs = false;
+        network.passes_frames = !self.bytes;
         let started = Instant::now();
         network.start_all();
         let done = network.run(Time::from_millis(24 * 3_600_000));
@@ -185,6 +190,9 @@ fn peak_mb() -> Option<f64> {
     Some(line.split_whitespace().nth(1)?.parse::<f64>().ok()? / 1024.0)
 }
 
+/// A direction's signs.
+type Signs = Arc<[f32; FEATURES + 1]>;
+
 /// Logistic regression on synthetic rows that all nodes hold.
 pub struct SyntheticLogistic {
     run: RunId,
@@ -194,7 +202,7 @@ pub struct SyntheticLogistic {
     /// By node, in units of 2⁻⁴⁰: coefficients add up exactly, in whatever order they come.
     models: Vec<[i64; FEATURES + 1]>,
     /// Signs of the directions of late rounds.
-    directions: BTreeMap<Round, BTreeMap<Slot, Arc<[f32; FEATURES + 1]>>>,
+    directions: BTreeMap<Round, Vec<Option<Signs>>>,
 }
 
 impl SyntheticLogistic {
@@ -220,16 +228,20 @@ impl SyntheticLogistic {
         }
     }
 
-    fn signs(&mut self, round: Round, slot: Slot) -> Arc<[f32; FEATURES + 1]> {
+    fn signs(&mut self, round: Round, slot: Slot) -> &Signs {
         if self.directions.len() > ROUNDS_KEPT {
             self.directions.pop_first();
         }
         let run = self.run;
-        let signs = self.directions.entry(round).or_default().entry(slot).or_insert_with(|| {
+        let slots = self.directions.entry(round).or_default();
+        let at = slot.0 as usize;
+        if slots.len() <= at {
+            slots.resize(at + 1, None);
+        }
+        slots[at].get_or_insert_with(|| {
             let direction = Direction::new(&run, round, slot);
             Arc::new(std::array::from_fn(|p| f32::from(direction.sign(0, p as u64))))
-        });
-        Arc::clone(signs)
+        })
     }
 
     /// The mean loss of a node's model over all rows.
@@ -244,6 +256,15 @@ impl SyntheticLogistic {
 fn view(model: &[i64; FEATURES + 1]) -> [f32; FEATURES + 1] {
     let unit = 2f64.powi(COEFFICIENT_LOG2);
     model.map(|value| (value as f64 * unit) as f32)
+}
+
+/// Adds `difference` with a direction's signs. As `−d = (d xor −1) + 1`, without a branch or a choice.
+#[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
+fn add(model: &mut [i64; FEATURES + 1], signs: &[f32; FEATURES + 1], difference: i64) {
+    for (value, sign) in model.iter_mut().zip(signs) {
+        let mask = i64::from(sign.to_bits() as i32 >> 31);
+        *value += (difference ^ mask) - mask;
+    }
 }
 
 /// The sum of products, in four sums at a time.
@@ -266,17 +287,15 @@ fn logistic(margin: f32, label: bool) -> f32 {
 impl Trainer for SyntheticLogistic {
     fn apply(&mut self, node: usize, changes: &[Change]) {
         for change in changes {
-            let signs = self.signs(change.round, change.slot);
+            let signs = Arc::clone(self.signs(change.round, change.slot));
             let difference = change.to - change.from;
-            for (value, sign) in self.models[node].iter_mut().zip(&*signs) {
-                *value += if *sign > 0.0 { difference } else { -difference };
-            }
+            add(&mut self.models[node], &signs, difference);
         }
     }
 
     fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         let Probe { round, slot, of } = probe;
-        let signs = self.signs(round, slot);
+        let signs = Arc::clone(self.signs(round, slot));
         minibatch(&self.run, &of, round, slot, ROWS, &mut self.batch);
         let weights = view(&self.models[node]);
         let epsilon = 2f32.powi(EPSILON_LOG2);

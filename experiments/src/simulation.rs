@@ -12,7 +12,9 @@ use rumormill::id::{NodeId, Round, Slot};
 use rumormill::keys::Keys;
 use rumormill::manifest::Manifest;
 use rumormill::message::{Request, Response};
-use rumormill::protocol::{Cache, Change, Config, Entry, Event, Input, Output, Probe, Protocol};
+use rumormill::protocol::{
+    Cache, Change, Config, Entry, Event, Input, Output, Passed, Probe, Protocol,
+};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 
@@ -79,10 +81,26 @@ pub enum Action {
 
 enum Happening {
     Wake(usize),
-    Deliver { to: usize, from: NodeId, bytes: Vec<u8> },
+    Deliver { to: usize, from: NodeId, frame: Frame },
     Losses { node: usize, life: u32, probe: Probe, losses: (f32, f32) },
     Answer { to: usize, from: NodeId, response: Option<Response> },
     Action(Action),
+}
+
+/// A frame on its way.
+#[derive(Clone)]
+enum Frame {
+    Bytes(Vec<u8>),
+    Passed(Passed),
+}
+
+impl Frame {
+    fn len(&self) -> usize {
+        match self {
+            Frame::Bytes(bytes) => bytes.len(),
+            Frame::Passed(frame) => frame.encoded_len(),
+        }
+    }
 }
 
 struct Queued {
@@ -151,8 +169,13 @@ pub struct Simulation<T: Trainer> {
     /// Bytes of all frames that went out, those that were lost among them.
     pub bytes_sent: u64,
     rng: KeyedRng,
+    /// A node that was not done when it was last asked.
+    waited_for: usize,
     /// Results that all nodes share; without it every node works out everything, to the same end.
     pub cache: Option<Cache>,
+    /// Whether frames of exchanges travel as values, counted by the length of their bytes; those of
+    /// faulty nodes are bytes always. Everything else is the same.
+    pub passes_frames: bool,
     /// Whether nodes keep a log, to be restarted from. A thousand logs need much memory.
     pub keeps_logs: bool,
     /// Certified heights by height and weight, in place of the nodes' own where they keep no log:
@@ -206,7 +229,9 @@ impl<T: Trainer> Simulation<T> {
             now: Time::ZERO,
             bytes_sent: 0,
             rng: KeyedRng::from_seed("rumormill v1 simulated network", seed, 0),
+            waited_for: 0,
             cache: Some(Cache::default()),
+            passes_frames: false,
             keeps_logs: true,
             history: BTreeMap::new(),
             trainer,
@@ -239,6 +264,9 @@ impl<T: Trainer> Simulation<T> {
         let mut protocol = protocol.expect("the scenario's manifest is valid");
         if let Some(cache) = &self.cache {
             protocol.set_cache(cache.clone());
+        }
+        if self.passes_frames && at.saboteur.is_none() {
+            protocol.pass_frames();
         }
         at.life += 1;
         at.busy_until = self.now;
@@ -313,6 +341,11 @@ impl<T: Trainer> Simulation<T> {
                     self.nodes[node].log.push(entry);
                 }
                 Output::Send { to, bytes } => self.send(node, to, bytes),
+                Output::Pass { to, frame } => {
+                    if let Some(&to) = self.index.get(&to) {
+                        self.transmit(node, to, Frame::Passed(frame));
+                    }
+                }
                 Output::Request { to, request } => self.answer(node, to, request),
                 Output::Probe(probe) => {
                     let losses = self.trainer.losses(node, probe);
@@ -351,11 +384,11 @@ impl<T: Trainer> Simulation<T> {
         let Some(&to) = self.index.get(&to) else { return };
         let at = &mut self.nodes[node];
         let (Some(saboteur), Some(protocol)) = (&mut at.saboteur, &at.protocol) else {
-            return self.transmit(node, to, bytes);
+            return self.transmit(node, to, Frame::Bytes(bytes));
         };
         let me = protocol.roster().origin(&protocol.id());
         for bytes in saboteur.frames(me, to, bytes) {
-            self.transmit(node, to, bytes);
+            self.transmit(node, to, Frame::Bytes(bytes));
         }
     }
 
@@ -370,8 +403,8 @@ impl<T: Trainer> Simulation<T> {
         Time::from_secs_f64(span.as_secs_f64() * (self.link.sigma * normal).exp())
     }
 
-    fn transmit(&mut self, node: usize, to: usize, bytes: Vec<u8>) {
-        self.bytes_sent += bytes.len() as u64;
+    fn transmit(&mut self, node: usize, to: usize, frame: Frame) {
+        self.bytes_sent += frame.len() as u64;
         if !self.carries(node, to) || self.chance(self.link.loss) {
             return;
         }
@@ -384,9 +417,9 @@ impl<T: Trainer> Simulation<T> {
         }
         let from = self.nodes[node].keys.id();
         if self.chance(self.link.duplication) {
-            self.push(arrival, Happening::Deliver { to, from, bytes: bytes.clone() });
+            self.push(arrival, Happening::Deliver { to, from, frame: frame.clone() });
         }
-        self.push(arrival, Happening::Deliver { to, from, bytes });
+        self.push(arrival, Happening::Deliver { to, from, frame });
     }
 
     /// Answers a request from the other node's history, as the daemon does from its disk.
@@ -468,8 +501,12 @@ impl<T: Trainer> Simulation<T> {
                         self.handle(node, Input::Wake);
                     }
                 }
-                Happening::Deliver { to, from, bytes } => {
-                    self.handle(to, Input::Frame { from, bytes });
+                Happening::Deliver { to, from, frame } => {
+                    let input = match frame {
+                        Frame::Bytes(bytes) => Input::Frame { from, bytes },
+                        Frame::Passed(frame) => Input::Passed { from, frame },
+                    };
+                    self.handle(to, input);
                 }
                 Happening::Losses { node, life, probe, losses } => {
                     if self.nodes[node].life == life {
@@ -497,10 +534,20 @@ impl<T: Trainer> Simulation<T> {
         self.queue.iter().any(|queued| matches!(queued.happening, Happening::Action(_)))
     }
 
-    fn all_done(&self) -> bool {
-        let honest = self.nodes.iter().filter(|node| node.saboteur.is_none());
-        let mut up = honest.filter_map(|node| node.protocol.as_ref());
-        up.all(|protocol| protocol.is_done(self.now))
+    /// Asks the node first that was waited for last: asked after every event, of many nodes.
+    fn all_done(&mut self) -> bool {
+        let waits = |node: &Node| match &node.protocol {
+            Some(protocol) => node.saboteur.is_none() && !protocol.is_done(self.now),
+            None => false,
+        };
+        if self.nodes.get(self.waited_for).is_some_and(waits) {
+            return false;
+        }
+        match self.nodes.iter().position(waits) {
+            Some(node) => self.waited_for = node,
+            None => return true,
+        }
+        false
     }
 }
 
@@ -634,21 +681,25 @@ mod tests {
     }
 
     #[test]
-    fn shared_results_change_nothing() {
-        let trace = |shares: bool, selection| {
+    fn shared_results_and_passed_frames_change_nothing() {
+        let trace = |shares: bool, passes: bool, selection, audit_permille| {
             let link = LinkModel { loss: 0.1, ..LinkModel::default() };
-            let manifest = Manifest { selection, ..manifest(6, 24) };
+            let manifest = Manifest { selection, audit_permille, ..manifest(6, 24) };
             let mut network = network(6, manifest, link, 3);
             network.cache = shares.then(Cache::default);
+            network.passes_frames = passes;
             network.start_all();
             network.at(Time::from_millis(500), Action::Crash { node: 1, lost_tail: 0 });
             network.at(Time::from_millis(900), Action::Start(1));
             network.run(Time::from_millis(600_000));
             let events: Vec<_> = network.nodes.into_iter().map(|node| node.events).collect();
-            (network.now, events, network.trainer.models)
+            (network.now, network.bytes_sent, events, network.trainer.models)
         };
-        for rule in [Rule::Mean, Rule::Nnm] {
-            assert!(trace(true, rule) == trace(false, rule), "{rule}");
+        for (rule, audits) in [(Rule::Mean, 0), (Rule::Mean, 200), (Rule::Nnm, 0)] {
+            let plain = trace(false, false, rule, audits);
+            assert!(trace(true, false, rule, audits) == plain, "{rule}, {audits}: shared results");
+            assert!(trace(false, true, rule, audits) == plain, "{rule}, {audits}: passed frames");
+            assert!(trace(true, true, rule, audits) == plain, "{rule}, {audits}: both");
         }
     }
 

@@ -666,6 +666,7 @@ impl Daemon {
                 }
                 self.store.append(&entry);
             }
+            Output::Pass { .. } => unreachable!("this protocol was not told to pass frames"),
             Output::Send { to, bytes } => {
                 // Nothing leaves before what it follows from is written.
                 self.store.flush()?;

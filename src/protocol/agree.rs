@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::acks::ToldAcks;
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
 use crate::audit::WINDOW;
 use crate::height::{
@@ -54,8 +55,8 @@ impl Protocol {
         let logged = |at: usize| floor.is_some_and(|floor| floor.lens[at] == set.lens[at]);
         let segments = (0..state.ledger.roster_len())
             .filter(|&at| Origin(at as u16) != origin && !logged(at))
-            .filter_map(|at| Some(Origin(at as u16)).zip(state.ledger.segment(Origin(at as u16))))
-            .map(|(origin, segment)| (origin, segment.clone()));
+            .filter_map(|at| Some(Origin(at as u16)).zip(state.ledger.held(Origin(at as u16))))
+            .map(|(origin, held)| (origin, Arc::clone(held)));
         out.push(Output::Record(Entry::Acked {
             height,
             set: set.clone(),
@@ -168,8 +169,7 @@ impl Protocol {
             return false;
         };
         let Some(state) = self.heights.get_mut(&height) else { return true };
-        let held = state.acks.get(origin);
-        if state.certified.is_some() || held.is_some_and(|held| held.weight >= ack.weight) {
+        if state.certified.is_some() || state.acks.has(origin, ack.weight) {
             return true;
         }
         let checked = self.cache.as_ref().and_then(|cache| cache.lock().ack(height, origin, &ack));
@@ -186,6 +186,20 @@ impl Protocol {
         };
         state.acks.insert(origin, ack);
         true
+    }
+
+    /// Takes acks that a node of this process has checked.
+    pub(super) fn take_checked_acks(&mut self, told: &ToldAcks) {
+        let roster_len = self.roster.len_at(Height(told.height));
+        let Some(state) = self.heights.get_mut(&told.height) else { return };
+        if state.certified.is_some() {
+            return;
+        }
+        for (origin, ack) in &told.acks {
+            if origin.index() < roster_len && !state.acks.has(*origin, told.weight) {
+                state.acks.insert(*origin, Arc::clone(ack));
+            }
+        }
     }
 
     /// Takes a control record of an open height.
@@ -283,7 +297,8 @@ impl Protocol {
         state.acks.keep_only(&set.digest);
         state.certified = Some(set.clone());
         state.current = None;
-        self.reconsider();
+        self.reconsider_settings();
+        self.sums = self.sums.split_off(&end);
         for &origin in &set.equivocators {
             self.exclude(origin, height);
             self.dirty.extend(end..self.closed.max(end));
@@ -309,7 +324,7 @@ impl Protocol {
         let summary = self.summarize(height);
         self.summaries.insert(height, summary);
         self.judge(height, out);
-        self.reconsider();
+        self.reconsider_settings();
         for key in &set.controls {
             let ControlKey::Join(id) = key;
             if self.roster.admit(*id, Height(height + 2)) && *id == self.me {
@@ -479,6 +494,7 @@ impl Protocol {
     fn derive_again(&mut self, height: u64, end: u64) {
         let first = self.first_round(height);
         self.deals.split_off(&first);
+        self.sums.clear();
         self.dirty.extend(first..end);
     }
 
@@ -570,7 +586,7 @@ impl Protocol {
                 }
                 for (origin, segment) in segments {
                     if origin.index() < state.ledger.roster_len() {
-                        state.ledger.set_certified(origin, Some(segment));
+                        state.ledger.set_certified(origin, Some(segment.segment().clone()));
                     }
                 }
                 for evidence in evidence {

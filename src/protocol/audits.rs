@@ -202,7 +202,7 @@ impl Protocol {
             self.convicted.insert(origin, from);
             let id = self.roster.id(origin).copied().unwrap_or(NodeId([0; 32]));
             out.push(Output::Event(Event::Convicted { origin: id, from: Height(from), score }));
+            self.reconsider();
         }
-        self.reconsider();
     }
 }

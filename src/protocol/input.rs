@@ -1,6 +1,6 @@
 //! What comes into the protocol.
 
-use super::Probe;
+use super::{Passed, Probe};
 use crate::id::NodeId;
 use crate::message::Response;
 
@@ -19,6 +19,15 @@ pub enum Input {
         from: NodeId,
         /// The frame's bytes.
         bytes: Vec<u8>,
+    },
+    /// A neighbor's frame that never left the process; see [`Protocol::pass_frames`].
+    ///
+    /// [`Protocol::pass_frames`]: super::Protocol::pass_frames
+    Passed {
+        /// The neighbor.
+        from: NodeId,
+        /// The frame.
+        frame: Passed,
     },
     /// A frame that could not be handed to the link.
     NotSent(NodeId),

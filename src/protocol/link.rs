@@ -6,14 +6,18 @@
 //! differences to the last one on the link; a gap in the frames' sequence makes the next one full.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::Stats;
-use super::{DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, Output, Protocol};
+use super::{
+    DEEP, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, Event, OPEN, Offence, Output, Passed, Protocol,
+};
 use crate::clock::PoissonClock;
 use crate::height::{Ack, ControlKey};
 use crate::id::{Height, NodeId, Origin};
-use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta};
-use crate::message::{AckGroup, Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
+use crate::ledger::{Evidence, InsertError, Inserted, SegmentDelta, Told};
+use crate::message::{Exchange, Frame, Have, Presence, Request, Stage, StartVote, Sums};
+use crate::protocol::acks::ToldAcks;
 use crate::protocol::agree::UNSIGNED;
 use crate::protocol::work::round_part;
 use crate::time::Time;
@@ -45,8 +49,8 @@ pub(super) struct Link {
     acks_told: BTreeMap<u64, u64>,
     controls: BTreeSet<(u64, ControlKey)>,
     evidence: BTreeSet<(u64, Origin)>,
-    /// Segments of the last height that the neighbor knows to be closed.
-    closed: BTreeSet<Origin>,
+    /// By origin: 1 where the neighbor knows the segment of the last height to be closed.
+    closed: Vec<u16>,
     /// Segments wanted whole by the neighbor, and from it. Both bounded by heights × roster.
     wanted_there: BTreeSet<(u64, u16)>,
     wanted_here: BTreeSet<(u64, u16)>,
@@ -88,7 +92,7 @@ impl Link {
             acks_told: BTreeMap::new(),
             controls: BTreeSet::new(),
             evidence: BTreeSet::new(),
-            closed: BTreeSet::new(),
+            closed: Vec::new(),
             wanted_there: BTreeSet::new(),
             wanted_here: BTreeSet::new(),
             oldest: 0,
@@ -173,6 +177,16 @@ impl Link {
         out.push(Output::Send { to, bytes });
     }
 
+    /// Notes that the neighbor has a member's ack of this weight.
+    fn note_ack(&mut self, height: u64, origin: Origin, weight: u64) {
+        let known = self.acks.entry(height).or_default();
+        if known.len() <= origin.index() {
+            known.resize(origin.index() + 1, 0);
+        }
+        let known = &mut known[origin.index()];
+        *known = (*known).max(weight.saturating_add(1));
+    }
+
     /// Forgets what either side holds from a height on, whose roster has changed.
     pub(super) fn reopen(&mut self, height: u64) {
         self.known.split_off(&height);
@@ -207,6 +221,11 @@ impl Link {
     }
 }
 
+/// Bytes of a segment in a frame, about, with so many new records.
+fn budgeted(new: usize) -> usize {
+    new + 80
+}
+
 /// Bytes of evidence in a frame, about.
 fn evidence_len(evidence: &Evidence) -> usize {
     evidence.first.bytes.len() + evidence.second.bytes.len() + 1024
@@ -228,11 +247,11 @@ fn lens_of(lens: &mut BTreeMap<u64, Vec<u16>>, height: u64, roster_len: usize) -
 
 /// Calls `visit` with every index at which `ours` is larger than `theirs`. Most are equal, and most
 /// exchanges look at all: whole blocks are compared at once.
-fn for_each_longer(ours: &[u16], theirs: &[u16], mut visit: impl FnMut(usize)) {
+fn for_each_longer<T: Copy + PartialOrd>(ours: &[T], theirs: &[T], mut visit: impl FnMut(usize)) {
     const BLOCK: usize = 64;
     for (block, (ours, theirs)) in ours.chunks(BLOCK).zip(theirs.chunks(BLOCK)).enumerate() {
-        let longer = ours.iter().zip(theirs).fold(0, |any, (a, b)| any | u16::from(a > b));
-        if longer == 0 {
+        let longer = ours.iter().zip(theirs).fold(false, |any, (a, b)| any | (a > b));
+        if !longer {
             continue;
         }
         for (at, (a, b)) in ours.iter().zip(theirs).enumerate() {
@@ -243,14 +262,26 @@ fn for_each_longer(ours: &[u16], theirs: &[u16], mut visit: impl FnMut(usize)) {
     }
 }
 
-/// Sets an entry; indices are below the roster's length by the caller's check.
-fn set_len(lens: &mut BTreeMap<u64, Vec<u16>>, height: u64, origin: u16, len: u16) {
-    let lens = lens.entry(height).or_default();
-    let at = usize::from(origin);
-    if lens.len() <= at {
-        lens.resize(at + 1, 0);
+/// What a neighbor says of an origin's segment.
+enum Statement {
+    Delta(SegmentDelta),
+    Told(Told),
+}
+
+impl Statement {
+    fn of(&self) -> (u64, Origin) {
+        match self {
+            Statement::Delta(delta) => (delta.height, Origin(delta.origin)),
+            Statement::Told(told) => (told.height, told.origin),
+        }
     }
-    lens[at] = len;
+
+    fn into_delta(self) -> SegmentDelta {
+        match self {
+            Statement::Delta(delta) => delta,
+            Statement::Told(told) => told.delta(),
+        }
+    }
 }
 
 impl Protocol {
@@ -363,19 +394,21 @@ impl Protocol {
             link.told.clear();
             link.send_full = false;
         }
+        let (mut segments, mut acks) = (Vec::new(), Vec::new());
+        let mut used = 0;
         for height in self.window(link.certified) {
             if stage != Stage::Open {
-                self.add_segments(height, &mut link, &mut exchange.segments);
+                self.add_segments(height, &mut link, &mut used, &mut segments);
             }
             if stage != Stage::Close {
                 exchange.have.extend(self.changed_lens(height, &mut link, exchange.full));
             }
-            self.add_acks(height, &mut link, &mut exchange.acks);
+            self.add_acks(height, &mut link, &mut acks);
             self.add_controls(height, &mut link, &mut exchange);
         }
         exchange.sums = self.sums(&mut link, stage);
-        let empty = exchange.segments.is_empty()
-            && exchange.acks.is_empty()
+        let empty = segments.is_empty()
+            && acks.is_empty()
             && exchange.controls.is_empty()
             && exchange.evidence.is_empty()
             && exchange.wanted.is_empty()
@@ -384,7 +417,15 @@ impl Protocol {
         if stage != Stage::Close || !empty {
             link.sequence = link.sequence.wrapping_add(1);
             link.lost_track = false;
-            link.send(peer, Frame::Exchange(exchange).encode(), &mut self.stats, out);
+            if self.passes_frames {
+                let frame = Passed::new(exchange, segments, acks);
+                self.stats.bytes_sent += frame.encoded_len() as u64;
+                out.push(Output::Pass { to: peer, frame });
+            } else {
+                exchange.segments = segments.iter().map(Told::delta).collect();
+                exchange.acks = acks.iter().map(ToldAcks::group).collect();
+                link.send(peer, Frame::Exchange(exchange).encode(), &mut self.stats, out);
+            }
         }
         self.links.insert(peer, link);
     }
@@ -405,78 +446,95 @@ impl Protocol {
     }
 
     /// Segments that the neighbor lacks.
-    fn add_segments(&self, height: u64, link: &mut Link, segments: &mut Vec<SegmentDelta>) {
+    fn add_segments(
+        &self,
+        height: u64,
+        link: &mut Link,
+        used: &mut usize,
+        segments: &mut Vec<Told>,
+    ) {
         let Some(state) = self.heights.get(&height) else { return };
-        let mut used: usize = segments.iter().map(|delta| delta.bytes.len() + 80).sum();
         let last = height + 1 == self.manifest.heights();
         let held = state.ledger.lens();
         let mut candidates: Vec<u16> = Vec::new();
-        if last || link.wanted_there.range((height, 0)..=(height, u16::MAX)).next().is_some() {
+        if last {
+            link.closed.resize(held.len(), 0);
+        }
+        if link.wanted_there.range((height, 0)..=(height, u16::MAX)).next().is_some() {
             candidates.extend(0..held.len() as u16);
         } else {
             let known = lens_of(&mut link.known, height, held.len());
             for_each_longer(held, known, |at| candidates.push(at as u16));
+            if last {
+                for_each_longer(state.ledger.closed(), &link.closed, |at| {
+                    candidates.push(at as u16);
+                });
+                candidates.sort_unstable();
+                candidates.dedup();
+            }
         }
+        segments.reserve(candidates.len());
+        let lens = state.ledger.lens();
+        let known = lens_of(&mut link.known, height, lens.len());
+        let told = lens_of(&mut link.told, height, lens.len());
         for at in candidates {
-            let origin = Origin(at);
-            let Some(segment) = state.ledger.segment(origin) else { continue };
-            let known = len_at(&link.known, height, at);
+            let index = usize::from(at);
+            let (Some(held), len) = (state.ledger.held(Origin(at)), lens[index]) else { continue };
             let whole = link.wanted_there.contains(&(height, at));
             // The last height's closing statement may come without new records.
-            let closing = last && segment.closed && !link.closed.contains(&origin);
-            let news = segment.bytes.len() > usize::from(known) || closing;
-            if segment.signature == UNSIGNED || !(news || whole) || used > SEGMENT_BUDGET {
+            let closing = last && held.is_closed() && link.closed[index] == 0;
+            let news = len > known[index] || closing;
+            // Prefixes that a certificate vouches for have no signature.
+            let unsigned = state.certified.is_some() && held.segment().signature == UNSIGNED;
+            if unsigned || !(news || whole) || *used > SEGMENT_BUDGET {
                 continue;
             }
-            let offset = if whole { 0 } else { usize::from(known) };
-            let delta = segment.delta(height, origin, offset);
-            used += delta.bytes.len() + 80;
+            let offset = if whole { 0 } else { usize::from(known[index]) };
+            *used += budgeted(usize::from(len) - offset);
             link.wanted_there.remove(&(height, at));
-            if last && segment.closed {
-                link.closed.insert(origin);
+            if last && held.is_closed() {
+                link.closed[index] = 1;
             }
-            let len = segment.bytes.len() as u16;
-            set_len(&mut link.known, height, at, len);
-            set_len(&mut link.told, height, at, len);
-            segments.push(delta);
+            (known[index], told[index]) = (len, len);
+            segments.push(Told { height, origin: Origin(at), offset, held: Arc::clone(held) });
         }
     }
 
     /// Acks that the neighbor lacks, grouped by the set they sign.
-    fn add_acks(&self, height: u64, link: &mut Link, groups: &mut Vec<AckGroup>) {
+    fn add_acks(&self, height: u64, link: &mut Link, groups: &mut Vec<ToldAcks>) {
         let Some(state) = self.heights.get(&height) else { return };
         let version = state.acks.version();
         if link.acks_told.get(&height) == Some(&version) {
             return;
         }
         let known = link.acks.entry(height).or_default();
+        let held = state.acks.weights();
+        if known.len() < held.len() {
+            known.resize(held.len(), 0);
+        }
+        let mut news = Vec::new();
+        for_each_longer(held, known, |at| news.push(at));
         let mut told: usize = groups.iter().map(|group| group.acks.len() + 1).sum();
         let mut all = true;
-        for (origin, ack) in state.acks.iter() {
-            if known.len() <= origin.index() {
-                known.resize(origin.index().max(state.ledger.roster_len() - 1) + 1, 0);
-            }
-            let known = &mut known[origin.index()];
-            // Weight 0 is the set of an absent height; it is told as well.
-            if *known > ack.weight {
-                continue;
-            }
+        for at in news {
             if told > ACKS_MAX {
                 all = false;
-                continue;
+                break;
             }
-            *known = ack.weight.saturating_add(1);
+            let origin = Origin(at as u16);
+            let ack = state.acks.get(origin).expect("it has a weight");
+            known[at] = held[at];
             told += 1;
             // A liar may sign one digest under two weights: the signature covers both.
-            let same = |group: &AckGroup| {
+            let same = |group: &ToldAcks| {
                 (group.height, group.weight, group.digest) == (height, ack.weight, ack.digest)
             };
-            let entry = (origin.0, ack.signature);
+            let entry = (origin, Arc::clone(ack));
             match groups.iter_mut().find(|group| same(group)) {
                 Some(group) => group.acks.push(entry),
                 None => {
                     told += 1;
-                    groups.push(AckGroup {
+                    groups.push(ToldAcks {
                         height,
                         weight: ack.weight,
                         digest: ack.digest,
@@ -555,7 +613,27 @@ impl Protocol {
             // The neighbor's hello was lost or is on its way: the edge's clock asks for it again.
             Ok(_) if !self.links[&from].greeted => {}
             Ok(Frame::Start { present, votes }) => self.on_start(from, present, votes, now, out),
-            Ok(Frame::Exchange(exchange)) => self.on_exchange(from, exchange, now, out),
+            Ok(Frame::Exchange(mut exchange)) => {
+                let segments = std::mem::take(&mut exchange.segments);
+                let segments = segments.into_iter().map(Statement::Delta);
+                self.on_exchange(from, exchange, segments, Vec::new(), now, out);
+            }
+        }
+    }
+
+    /// A neighbor's frame that was handed over as a value.
+    pub(super) fn on_passed(
+        &mut self,
+        from: NodeId,
+        frame: Passed,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
+        self.stats.bytes_received += frame.encoded_len() as u64;
+        if self.links.get(&from).is_some_and(|link| link.greeted) {
+            let (exchange, segments, acks) = frame.into_parts();
+            let segments = segments.into_iter().map(Statement::Told);
+            self.on_exchange(from, exchange, segments, acks, now, out);
         }
     }
 
@@ -608,7 +686,15 @@ impl Protocol {
         }
     }
 
-    fn on_exchange(&mut self, from: NodeId, exchange: Exchange, now: Time, out: &mut Vec<Output>) {
+    fn on_exchange(
+        &mut self,
+        from: NodeId,
+        exchange: Exchange,
+        segments: impl Iterator<Item = Statement>,
+        acks: Vec<ToldAcks>,
+        now: Time,
+        out: &mut Vec<Output>,
+    ) {
         if !self.is_started() {
             // The neighbor has started: ask who founded the run.
             let link = self.links.get_mut(&from).expect("checked by the caller");
@@ -619,7 +705,7 @@ impl Protocol {
         }
         let stage = exchange.stage;
         self.note(from, &exchange);
-        if let Err(offence) = self.take_statements(from, exchange, out) {
+        if let Err(offence) = self.take_statements(from, exchange, segments, acks, out) {
             self.offend(from, offence, out);
         }
         self.close_rounds(now, out);
@@ -706,12 +792,14 @@ impl Protocol {
         &mut self,
         from: NodeId,
         exchange: Exchange,
+        mut segments: impl Iterator<Item = Statement>,
+        acks: Vec<ToldAcks>,
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let invalid = |what: String| Offence::InvalidStatement(what);
         let mut link = self.links.remove(&from).expect("frames are taken from links only");
-        let mut segments = exchange.segments.into_iter();
-        let refused = segments.find_map(|delta| self.take_segment(&mut link, delta, out).err());
+        let me = self.roster.origin(&self.me);
+        let refused = segments.find_map(|told| self.take_segment(&mut link, me, told, out).err());
         self.links.insert(from, link);
         if let Some(error) = refused {
             return Err(invalid(error.to_string()));
@@ -738,12 +826,16 @@ impl Protocol {
                 if !self.take_ack(group.height, Origin(origin), ack) {
                     return Err(invalid(format!("ack of member {origin}")));
                 }
-                let known = self.link_mut(from).acks.entry(group.height).or_default();
-                let at = usize::from(origin);
-                if known.len() <= at {
-                    known.resize(at + 1, 0);
-                }
-                known[at] = known[at].max(group.weight.saturating_add(1));
+                self.link_mut(from).note_ack(group.height, Origin(origin), group.weight);
+            }
+        }
+        for told in acks {
+            if !(self.certified..self.certified + OPEN).contains(&told.height) {
+                continue;
+            }
+            self.take_checked_acks(&told);
+            for (origin, _) in told.acks {
+                self.link_mut(from).note_ack(told.height, origin, told.weight);
             }
         }
         Ok(())
@@ -756,20 +848,25 @@ impl Protocol {
     fn take_segment(
         &mut self,
         link: &mut Link,
-        delta: SegmentDelta,
+        me: Option<Origin>,
+        statement: Statement,
         out: &mut Vec<Output>,
     ) -> Result<(), InsertError> {
-        let (height, origin) = (delta.height, Origin(delta.origin));
+        if let Statement::Told(told) = &statement
+            && self.take_recent(link, me, told)
+        {
+            return Ok(());
+        }
+        let (height, origin) = statement.of();
         // Outside the open window: ignored, not punished. The neighbor may be ahead or behind.
         if !(self.certified..self.certified + OPEN).contains(&height) {
             return Ok(());
         }
         let Some(params) = self.params(height) else { return Ok(()) };
-        let Some(&id) = self.roster.id(origin).filter(|_| origin.index() < params.roster_len)
-        else {
-            return Err(InsertError::UnknownOrigin(delta.origin));
-        };
-        if id == self.me {
+        if origin.index() >= params.roster_len {
+            return Err(InsertError::UnknownOrigin(origin.0));
+        }
+        if me == Some(origin) {
             return Ok(());
         }
         let (run, scheme) = (self.run, self.scheme);
@@ -781,12 +878,18 @@ impl Protocol {
             limits: params.limits,
         };
         let before = state.ledger.len_of(origin);
-        let checked = self.cache.as_ref().map(|cache| cache.lock());
-        let known = checked.and_then(|c| state.ledger.insert_checked(&delta, &c.segments));
+        let known = match &statement {
+            Statement::Told(told) => state.ledger.insert_held(origin, told.offset, &told.held),
+            Statement::Delta(delta) => {
+                let checked = self.cache.as_ref().map(|cache| cache.lock());
+                checked.and_then(|c| state.ledger.insert_checked(delta, &c.segments))
+            }
+        };
         let inserted = match known {
             Some(inserted) => inserted,
             None => {
-                let inserted = state.ledger.insert(&context, &id, delta)?;
+                let id = self.roster.id(origin).expect("the roster is as long as the height's");
+                let inserted = state.ledger.insert(&context, id, statement.into_delta())?;
                 if let (Some(cache), Inserted::Extended(_)) = (&self.cache, &inserted) {
                     state.ledger.share(height, origin, &mut cache.lock().segments);
                 }
@@ -818,11 +921,22 @@ impl Protocol {
                     self.tally_growth(origin, before, after);
                 }
                 let segment = self.heights[&height].ledger.segment(origin).expect("just extended");
+                let excluded = self.is_excluded(origin, height);
                 let mut end = 0;
-                for (round, &count) in (first..self.closed).zip(&segment.counts) {
+                // Not the audit section, which comes after the rounds.
+                let rounds = segment.counts.iter().take(params.limits.rounds);
+                for (round, &count) in (first..).zip(rounds) {
+                    let start = end;
                     end += usize::from(count);
-                    if end > before && count > 0 {
+                    if end <= before || count == 0 {
+                        continue;
+                    }
+                    if round < self.closed {
                         self.dirty.insert(round);
+                    }
+                    if let Some(sums) = self.sums.get_mut(&round).filter(|_| !excluded) {
+                        let part = &segment.bytes[start..end];
+                        sums.add(origin, &part[..part.len().min(params.walk_len)]);
                     }
                 }
             }
@@ -838,6 +952,60 @@ impl Protocol {
             *len = (*len).max(after as u16);
         }
         Ok(())
+    }
+
+    /// [`Self::take_segment`] as it mostly is between nodes of one process: a few records more, of
+    /// which the beginning of the segment's memory tells everything. `false`, and nothing was changed,
+    /// where it is not that simple.
+    fn take_recent(&mut self, link: &mut Link, me: Option<Origin>, told: &Told) -> bool {
+        let (height, origin) = (told.height, told.origin);
+        let is_open = (self.certified..self.certified + OPEN).contains(&height);
+        if !is_open || me == Some(origin) || self.is_excluded(origin, height) {
+            return false;
+        }
+        let Some(params) = self.params(height) else { return false };
+        let first = self.first_round(height);
+        let Some(state) = self.heights.get_mut(&height) else { return false };
+        let before = state.ledger.len_of(origin);
+        let Some(recent) = told.held.recent(before) else { return false };
+        // Not the audit section, which comes after the rounds.
+        let recent = recent.filter(|&(within, _)| within < params.limits.rounds);
+        let counted = self.tally.as_ref().map(|tally| (tally.round, tally.takes_sums()));
+        if let Some((round, takes_sums)) = counted
+            && recent.clone().any(|(within, _)| first + within as u64 == round)
+            && !(takes_sums && self.sums.contains_key(&round))
+        {
+            return false;
+        }
+        let inserted = state.ledger.insert_held(origin, told.offset, &told.held);
+        if !matches!(inserted, Some(Inserted::Extended(_))) {
+            return false;
+        }
+        state.grown = true;
+        let after = state.ledger.len_of(origin) as u16;
+        let mut last = None;
+        for (within, byte) in recent {
+            let round = first + within as u64;
+            let is_record = usize::from(byte != crate::lb8::ABSTAIN);
+            self.stats.accepted += is_record as u64;
+            self.stats.accepted_bytes += (is_record * size_of::<u8>()) as u64;
+            if round < self.closed && last != Some(round) {
+                self.dirty.insert(round);
+            }
+            last = Some(round);
+            let Some(sums) = self.sums.get_mut(&round) else { continue };
+            let before = sums.values_of(origin);
+            sums.push(origin, byte, params.walk_len);
+            let after = sums.values_of(origin);
+            if after > before && self.tally.as_ref().is_some_and(|tally| tally.round == round) {
+                self.tally_growth(origin, before, after);
+            }
+        }
+        for lens in [&mut link.known, &mut link.told] {
+            let len = &mut lens_of(lens, height, params.roster_len)[origin.index()];
+            *len = (*len).max(after);
+        }
+        true
     }
 
     fn take_evidence(

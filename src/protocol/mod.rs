@@ -16,6 +16,8 @@ mod config;
 mod input;
 mod link;
 mod output;
+mod passed;
+mod sums;
 mod work;
 
 use std::cell::RefCell;
@@ -26,6 +28,7 @@ pub use cache::Cache;
 pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
 pub use input::Input;
 pub use output::{Change, Entry, Event, Offence, Output, Probe};
+pub use passed::Passed;
 
 use crate::audit::{Sample, section_len_max};
 use crate::clock::PoissonClock;
@@ -44,6 +47,7 @@ use crate::update::{Coefficient, RoundUpdate};
 
 use acks::Acks;
 use link::Link;
+use sums::Sums;
 use work::Tally;
 
 /// Certified heights that are kept in memory: a larger certificate may still replace them, and
@@ -193,6 +197,7 @@ pub struct Protocol {
     me: NodeId,
     config: Config,
     cache: Option<Cache>,
+    passes_frames: bool,
     start: Option<Start>,
     founding: Vec<StartVote>,
     roster: Roster,
@@ -226,6 +231,9 @@ pub struct Protocol {
     awaited: Option<(u64, ChainDigest)>,
     /// Whether the chain was that, once the height was reached.
     awaited_fits: Option<bool>,
+    /// Sums of rounds of open heights, with rule `mean` and everything paid at once; where there are
+    /// none, they are made when they are asked for.
+    sums: BTreeMap<u64, Sums>,
     /// What is held of the oldest open round, until something that it follows from changes.
     tally: Option<Tally>,
 
@@ -270,6 +278,7 @@ impl Protocol {
             keys,
             config,
             cache: None,
+            passes_frames: false,
             start,
             founding: Vec::new(),
             roster,
@@ -291,6 +300,7 @@ impl Protocol {
             dirty: BTreeSet::new(),
             awaited: None,
             awaited_fits: None,
+            sums: BTreeMap::new(),
             tally: None,
             round: 0,
             position: 0,
@@ -320,6 +330,12 @@ impl Protocol {
         self.cache = Some(cache);
     }
 
+    /// Gives frames of exchanges out as values from now on, for simulations: all neighbors are
+    /// honest nodes of this process, and nobody needs the bytes.
+    pub fn pass_frames(&mut self) {
+        self.passes_frames = true;
+    }
+
     /// Takes an event and appends what is to be done, in order.
     pub fn handle(&mut self, input: Input, now: Time, out: &mut Vec<Output>) {
         match input {
@@ -329,6 +345,7 @@ impl Protocol {
                 self.links.remove(&peer);
             }
             Input::Frame { from, bytes } => self.on_frame(from, &bytes, now, out),
+            Input::Passed { from, frame } => self.on_passed(from, frame, now, out),
             Input::NotSent(peer) => {
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.lose_track();
@@ -401,17 +418,32 @@ impl Protocol {
     }
 
     /// Something changed that settings of heights and the sufficiency of rounds follow from.
-    fn reconsider(&mut self) {
+    fn reconsider_settings(&mut self) {
         self.settings.get_mut().clear();
         self.tally = None;
     }
 
+    /// So did something in open heights, other than that records were added.
+    fn reconsider(&mut self) {
+        self.reconsider_settings();
+        self.sums.clear();
+    }
+
     /// Makes the states of the heights in which records are taken.
     fn open_heights(&mut self) {
-        self.reconsider();
+        self.reconsider_settings();
         for height in self.certified..self.certified + OPEN {
             let Some(params) = self.params(height) else { break };
-            self.heights.entry(height).or_insert_with(|| HeightState::new(params.roster_len));
+            if self.heights.contains_key(&height) {
+                continue;
+            }
+            self.heights.insert(height, HeightState::new(params.roster_len));
+            if self.keeps_sums() {
+                for round in self.first_round(height)..self.first_round(height + 1) {
+                    let sums = self.no_sums(round, &params);
+                    self.sums.insert(round, sums);
+                }
+            }
         }
     }
 

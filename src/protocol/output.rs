@@ -1,11 +1,14 @@
 //! What comes out of the protocol.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
+use super::Passed;
 use crate::audit::Score;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, Slot};
-use crate::ledger::{Evidence, Segment};
+use crate::ledger::{Evidence, Held, Segment};
 use crate::manifest::Difference;
 use crate::message::{Request, StartVote};
 
@@ -20,6 +23,15 @@ pub enum Output {
         to: NodeId,
         /// The frame's bytes.
         bytes: Vec<u8>,
+    },
+    /// Hand a frame to a neighbor in the same process; only after [`Protocol::pass_frames`].
+    ///
+    /// [`Protocol::pass_frames`]: super::Protocol::pass_frames
+    Pass {
+        /// The neighbor.
+        to: NodeId,
+        /// The frame.
+        frame: Passed,
     },
     /// Ask a neighbor.
     Request {
@@ -83,7 +95,7 @@ pub enum Entry {
         set: RecordSet,
         /// Segments of others in it that were not in the set acknowledged before: after a restart
         /// this node must hold the very records it signed for, and may be the only one to.
-        segments: Vec<(Origin, Segment)>,
+        segments: Vec<(Origin, Arc<Held>)>,
         /// Proofs of equivocation in it.
         evidence: Vec<Evidence>,
         /// Control records in it.

@@ -10,15 +10,15 @@ use std::sync::Arc;
 
 use super::{
     Change, Event, GradientClock, HeightParams, HeightState, Output, Probe, Protocol, RoundUpdate,
-    RoundValues, Time,
+    RoundValues, Sums, Time,
 };
 use crate::id::{Origin, Round};
 use crate::lb8;
 use crate::manifest::Directions;
 use crate::round::Deal;
-use crate::selection::Measured;
+use crate::selection::{Measured, Rule};
 use crate::spsa::projected_gradient;
-use crate::update::{Coefficient, round_update};
+use crate::update::{Coefficient, mean_update, round_update};
 
 impl Protocol {
     /// Asks for as many probes as the pipeline and the gradient clock allow.
@@ -157,6 +157,10 @@ impl Protocol {
         if state.own.bytes.is_empty() {
             // Until now the ledger spoke for this node.
             self.tally = None;
+            let me = self.roster.origin(&self.me);
+            if me.is_some_and(|me| state.ledger.len_of(me) > 0) {
+                self.sums.clear();
+            }
         }
         state.own.bytes.push(lb8::encode(value, params.exponent));
         if state.own.counts.len() <= within {
@@ -172,6 +176,12 @@ impl Protocol {
         }
         if round.0 < self.closed {
             self.dirty.insert(round.0);
+        }
+        let me = self.own_origin(&params).filter(|&me| !self.is_excluded(me, height));
+        if let (Some(origin), Some(sums)) = (me, self.sums.get_mut(&round.0)) {
+            let own = &self.heights[&height].own;
+            let part = round_part(&own.counts, &own.bytes, within);
+            sums.add(origin, &part[..part.len().min(params.walk_len)]);
         }
     }
 
@@ -246,10 +256,19 @@ impl Protocol {
             let all_of =
                 (self.manifest.directions == Directions::Private).then(|| params.active.clone());
             let mut tally = Tally { round, parts: vec![0; params.walk_len + 1], all_of };
-            for (origin, part) in self.parts(round, params) {
-                if tally.counts(origin) {
-                    let values = tally.values(part);
-                    tally.parts[values] += 1;
+            let sums = self.sums.get(&round).filter(|_| tally.all_of.is_none());
+            if let Some(sums) = sums {
+                let height = self.height_of(round);
+                let numbered = (0..).map(Origin).zip(sums.values());
+                for (_, values) in numbered.filter(|(at, _)| !self.is_excluded(*at, height)) {
+                    tally.parts[usize::from(values)] += 1;
+                }
+            } else {
+                for (origin, part) in self.parts(round, params) {
+                    if tally.counts(origin) {
+                        let values = tally.values(part);
+                        tally.parts[values] += 1;
+                    }
                 }
             }
             self.tally = Some(tally);
@@ -358,11 +377,49 @@ impl Protocol {
         {
             return Some(update);
         }
-        let values = self.decode(round)?;
-        let update = Arc::new(self.update_from(round, &[&values.into()]));
+        let update = Arc::new(match self.summed(round) {
+            Some(update) => update,
+            None => {
+                let values = self.decode(round)?;
+                self.update_from(round, &[&values.into()])
+            }
+        });
         if let (Some(cache), Some(key)) = (&self.cache, key) {
             cache.lock().remember_update(round, key, Arc::clone(&update));
         }
+        Some(update)
+    }
+
+    /// Whether a round's coefficients follow from sums of its values alone.
+    pub(super) fn keeps_sums(&self) -> bool {
+        self.manifest.selection == Rule::Mean && self.reach() == 1
+    }
+
+    /// The sums of a round of which nothing is held.
+    pub(super) fn no_sums(&mut self, round: u64, params: &HeightParams) -> Sums {
+        let deal = Arc::clone(self.deal(round, params));
+        Sums::new(deal, params.exponent, params.roster_len)
+    }
+
+    /// The same for a round of an open height with rule `mean`, from sums that are kept.
+    fn summed(&mut self, round: u64) -> Option<RoundUpdate> {
+        let height = self.height_of(round);
+        let open = self.heights.get(&height).is_some_and(|state| state.certified.is_none());
+        if !self.keeps_sums() || !open {
+            return None;
+        }
+        if !self.sums.contains_key(&round) {
+            let params = self.params(height)?;
+            let mut sums = self.no_sums(round, &params);
+            self.parts(round, &params).for_each(|(origin, part)| sums.add(origin, part));
+            self.sums.insert(round, sums);
+        }
+        let sums = &self.sums[&round];
+        let update = mean_update(&self.manifest, Round(round), &sums.means(), sums.weights());
+        debug_assert!(
+            self.decode(round).is_some_and(|all| update == self.update_from(round, &[&all.into()])),
+            "kept sums are those of all records"
+        );
         Some(update)
     }
 
@@ -498,6 +555,11 @@ impl Tally {
             Some(_) => part.len(),
             None => part.iter().filter(|&&byte| byte != lb8::ABSTAIN).count(),
         }
+    }
+
+    /// Whether its values are those that sums have.
+    pub(super) fn takes_sums(&self) -> bool {
+        self.all_of.is_none()
     }
 
     fn is_complete(&self) -> bool {
