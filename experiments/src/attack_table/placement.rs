@@ -13,7 +13,9 @@ pub(super) fn worst(topology: &Topology, count: usize) -> Option<Vec<usize>> {
         let connectivity = |without: usize| {
             let rest: Vec<usize> = left.iter().copied().filter(|&node| node != without).collect();
             let part = part(topology, &rest)?;
-            part.is_connected().then(|| spectrum::uniform(&part).ok())?.map(|of| of.lambda_2)
+            let lambda_2 = part.is_connected().then(|| spectrum::uniform(&part).ok())??.lambda_2;
+            // Equal ones differ by rounding.
+            Some((lambda_2 * 1e9).round())
         };
         let scored = left.iter().filter_map(|&node| Some((connectivity(node)?, node)));
         let (_, node) = scored.min_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)))?;
