@@ -781,7 +781,10 @@ impl Daemon {
                 let peer = peer_of(*from).map(|peer| peer.to_string()).unwrap_or_default();
                 info!(certified, target, from = peer, "catching up from history");
             }
-            Event::Finished { digest } => info!(%digest, "all rounds are certified"),
+            Event::Finished { digest } => {
+                let dropped = self.protocol.stats().dropped;
+                info!(%digest, dropped, "all rounds are certified");
+            }
         }
         Ok(())
     }

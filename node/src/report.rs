@@ -94,6 +94,9 @@ pub struct NodeLine {
     pub accepted: u64,
     /// Bytes of these records.
     pub accepted_bytes: u64,
+    /// Own records that came too late to be certified: nobody counts them.
+    #[serde(default)]
+    pub dropped: u64,
     /// Bytes that the sockets wrote.
     pub transport_bytes_out: u64,
     /// What was missing at the end, if anything.
@@ -301,6 +304,7 @@ impl NodeLine {
             idle_fraction: if running > 0.0 { (idle / running).min(1.0) } else { 0.0 },
             accepted: stats.accepted,
             accepted_bytes: stats.accepted_bytes,
+            dropped: stats.dropped,
             transport_bytes_out: outcome.counters.transport_bytes_out,
             missing: outcome.missing.clone(),
             out_of_range: outcome.report.out_of_range,

@@ -256,6 +256,7 @@ fn summarize(args: &LocalArgs, plan: &Plan, outcomes: &[Outcome], seconds: f64) 
             certified: None,
             idle_fraction: (1.0 - busy).clamp(0.0, 1.0),
             accepted: 0,
+            dropped: 0,
             accepted_bytes: 0,
             transport_bytes_out: outcome.counters.transport_bytes_out,
             missing: outcome.missing.clone(),
