@@ -46,8 +46,19 @@ fn a_liar_is_named_with_what_it_did_and_how_often_it_was_selected() {
 }
 
 #[test]
+fn processes_of_their_own_misbehave_as_tasks_do() {
+    let result = local(&["--nodes", "4", "--faulty", "1:sign-flip", "--processes"]);
+    assert_eq!(faulty(&result), [(3, "sign-flip")]);
+    let line = &result["faulty"][0];
+    assert!(line["selected_fraction"].as_f64() > Some(0.0), "{line}");
+    assert!(line["excluded_from_round"].is_null() || line["audit_score"].as_f64() < Some(0.45));
+}
+
+#[test]
 fn under_the_mean_a_large_lie_costs_accuracy_and_the_baseline_says_how_much() {
+    // With audits the liar would be found out on the way.
     let args = ["--nodes", "4", "--faulty", "@1:scaled-sign-flip", "--baseline", "--rounds", "64"];
+    let args = [&args[..], &["--audits", "0"]].concat();
     let args: Vec<&str> =
         SHORT.into_iter().filter(|arg| *arg != "32" && *arg != "--rounds").chain(args).collect();
     let ended = run(&args);

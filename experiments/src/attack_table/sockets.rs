@@ -119,7 +119,7 @@ impl Field for Sockets {
             seed: cell.seed,
             accuracy: worst_accuracy(&result)?,
             fault_free_accuracy: fault_free,
-            identical: result["identical"].as_bool() == Some(true),
+            identical: result["agreement"]["identical"].as_bool() == Some(true),
             excluded: rounds.clone().count(),
             faulty: cell.faulty,
             honest_excluded: honest_excluded.round() as usize,
