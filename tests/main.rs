@@ -4,14 +4,18 @@
 //! `daemon` show what a person can do with it, `fault` makes nodes misbehave, `wrong_input` says
 //! what it answers to mistakes, and `golden` pins the bytes that nodes of one protocol version must
 //! agree on. `convergence` says what training must be able to reach; `rivals` runs the vector
-//! algorithms over sockets.
+//! algorithms over sockets. `trouble` kills nodes and spoils their disks, `hosts` cuts a network of
+//! several hosts in two, and `decoders` spoils all that is read from others.
 
 mod support;
 
 mod convergence;
 mod daemon;
+mod decoders;
 mod fault;
 mod golden;
+mod hosts;
 mod local;
 mod rivals;
+mod trouble;
 mod wrong_input;

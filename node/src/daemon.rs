@@ -93,6 +93,8 @@ pub struct Setup {
     pub store: Store,
     /// Entries of the log.
     pub entries: Vec<Entry>,
+    /// The key is older than the log: what it signed may not all be in there.
+    pub doubt: bool,
     /// Stop although the run is not certified after this long.
     pub timeout: Option<Duration>,
     /// Go on serving history after the run is certified, until told to stop.
@@ -280,6 +282,9 @@ impl Daemon {
         let (evaluator, losses) = Evaluator::start(setup.task, settings);
         let mut outputs = Vec::new();
         let restored = setup.entries.len();
+        if setup.doubt {
+            protocol.doubt_log();
+        }
         for entry in setup.entries {
             protocol.restore(entry, &mut outputs);
             for output in outputs.drain(..) {

@@ -422,6 +422,7 @@ async fn tasks(
             labels: Arc::clone(&labels),
             store: Store::memory(),
             entries: Vec::new(),
+            doubt: false,
             timeout: Some(Duration::from_secs_f64(args.timeout)),
             stay: false,
             lab: fault.map(|fault| Lab { fault: Some(fault), ..lab.clone() }),

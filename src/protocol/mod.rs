@@ -16,6 +16,7 @@ mod config;
 mod input;
 mod link;
 mod output;
+mod recall;
 mod work;
 
 use std::cell::RefCell;
@@ -120,6 +121,8 @@ struct HeightState {
     grown: bool,
     /// What is held lacks records acknowledged before: signing waits for them.
     is_short: bool,
+    /// This node has signed what it does not remember: it signs nothing more.
+    is_lost: bool,
     /// When all its rounds had been closed here.
     closed_at: Option<Time>,
     /// The own audits that are made at this height.
@@ -140,6 +143,7 @@ impl HeightState {
             certified: None,
             grown: false,
             is_short: false,
+            is_lost: false,
             closed_at: None,
             work: None,
             current: None,
@@ -159,7 +163,8 @@ impl HeightState {
 
     /// Whether this node may add no more records of its own.
     fn is_frozen(&self) -> bool {
-        self.certified.is_some() || !self.signed.is_empty() || self.signed_before.is_some()
+        let signed = !self.signed.is_empty() || self.signed_before.is_some();
+        self.certified.is_some() || signed || self.is_lost
     }
 }
 
@@ -240,6 +245,8 @@ pub struct Protocol {
     started_at: Option<Time>,
     idle_since: Option<Time>,
     join_asked: Option<u64>,
+    /// Set while neighbors are asked what they hold of this node, after a restart.
+    recall: Option<recall::Recall>,
     stats: Stats,
 }
 
@@ -299,6 +306,7 @@ impl Protocol {
             started_at: None,
             idle_since: None,
             join_asked: None,
+            recall: None,
             stats: Stats::default(),
             manifest,
         };
@@ -343,6 +351,7 @@ impl Protocol {
                 self.closed_since = now;
                 out.push(Output::Event(Event::Started { members: self.roster.len() }));
             }
+            self.recall(now);
             self.close_rounds(now, out);
             self.acknowledge(now, out);
             self.certify(now, out);
@@ -356,6 +365,7 @@ impl Protocol {
     pub fn deadline(&self) -> Option<Time> {
         let edges = self.links.values().map(Link::due);
         let patience = self.patience_due().into_iter().chain(self.ack_due());
+        let patience = patience.chain(self.recall_due());
         edges.chain(self.gradient_due).chain(patience).min()
     }
 
