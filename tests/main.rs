@@ -5,15 +5,19 @@
 //! `model` looks at what they leave behind, `wrong_input` says
 //! what it answers to mistakes, and `golden` pins the bytes that nodes of one protocol version must
 //! agree on. `convergence` says what training must be able to reach; `rivals` runs the vector
-//! algorithms over sockets.
+//! algorithms over sockets. `trouble` kills nodes and spoils their disks, `hosts` cuts a network of
+//! several hosts in two, and `decoders` spoils all that is read from others.
 
 mod support;
 
 mod convergence;
 mod daemon;
+mod decoders;
 mod fault;
 mod golden;
+mod hosts;
 mod local;
 mod model;
 mod rivals;
+mod trouble;
 mod wrong_input;

@@ -132,6 +132,16 @@ impl Running {
         self.log.state.lock().unwrap().lines.join("\n")
     }
 
+    /// Whether a line of stderr holds `text` so far.
+    pub(crate) fn said(&self, text: &str) -> bool {
+        self.log.state.lock().unwrap().lines.iter().any(|line| line.contains(text))
+    }
+
+    /// Whether it has not ended.
+    pub(crate) fn runs(&self) -> bool {
+        !self.log.state.lock().unwrap().ended
+    }
+
     /// Waits for a line of stderr that holds `text`, and returns it.
     pub(crate) fn wait_for(&self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;

@@ -795,6 +795,28 @@ mod tests {
         }
     }
 
+    /// A backup that was put back, or a disk that lost its last writes: neighbors are asked first.
+    #[test]
+    fn nodes_whose_logs_lost_their_ends_never_contradict_themselves() {
+        for seed in 0..60 {
+            let mut network = network(5, manifest(5, 24), LinkModel::default(), seed);
+            network.start_all();
+            for k in 0..6_u64 {
+                let node = ((seed + k * 7) % 5) as usize;
+                let at = Time::from_millis(300 + 350 * k + 13 * seed);
+                let lost_tail = 1 + (seed as usize * 5 + k as usize * 3) % 12;
+                network.at(at, Action::Crash { node, lost_tail });
+                network.at(at + Time::from_millis(200), Action::Start(node));
+            }
+            network.run(Time::from_millis(3_600_000));
+            assert_identical(&network, seed);
+            for node in &network.nodes {
+                let bad = |(_, event): &(Time, Event)| matches!(event, Event::Equivocation { .. });
+                assert!(!node.events.iter().any(bad), "seed {seed}");
+            }
+        }
+    }
+
     #[test]
     fn a_minority_stalls_and_is_identical_after_healing() {
         let mut network = network(7, manifest(7, 40), LinkModel::default(), 1);

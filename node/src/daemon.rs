@@ -103,6 +103,8 @@ pub struct Setup {
     pub waits: bool,
     /// Where checkpoints are written, and how often.
     pub checkpoints: Option<Checkpoints>,
+    /// The key is older than the log: what it signed may not all be in there.
+    pub doubt: bool,
     /// Stop although the run is not certified after this long.
     pub timeout: Option<Duration>,
     /// Go on serving history after the run is certified, until told to stop.
@@ -320,7 +322,7 @@ impl Daemon {
         let restored = setup.entries.len();
         let resumed = Instant::now();
         let mut model_from = "base";
-        let (protocol, awaited) = resume(
+        let (mut protocol, awaited) = resume(
             &setup.manifest,
             &keys,
             &config,
@@ -336,6 +338,9 @@ impl Daemon {
             },
         )?;
         drop(setup.entries);
+        if setup.doubt {
+            protocol.doubt_log();
+        }
         if restored > 0 {
             info!(
                 entries = restored,

@@ -132,6 +132,11 @@ impl Identity {
         }
     }
 
+    /// Whether a directory holds an identity, readable or not.
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(FILE_NAME).exists()
+    }
+
     /// Writes the identity into a directory, which is made if it does not exist. An identity that
     /// is already there stays.
     ///

@@ -425,6 +425,7 @@ async fn tasks(
             checkpoint: None,
             waits: false,
             checkpoints: None,
+            doubt: false,
             timeout: Some(Duration::from_secs_f64(args.timeout)),
             stay: false,
             lab: fault.map(|fault| Lab { fault: Some(fault), ..lab.clone() }),

@@ -9,22 +9,25 @@ use anyhow::{Context, Result, bail};
 use libp2p::multiaddr::Protocol as AddressPart;
 use libp2p::{Multiaddr, PeerId};
 use rumormill::codec::{FRAME_LEN_MAX, RESPONSE_LEN_MAX};
-use rumormill::id::{NodeId, RunId};
-use rumormill::manifest::Manifest;
+use rumormill::id::{Height, NodeId, RunId};
+use rumormill::keys::Scheme;
+use rumormill::ledger::{Context as Statement, SegmentLimits};
+use rumormill::manifest::{Founders, Manifest};
 use rumormill::message::{Request, Response};
 use rumormill::params::State;
-use rumormill::protocol::{Config, EdgeRate, GradientClock};
+use rumormill::protocol::{Config, EdgeRate, Entry, GradientClock};
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::cli::Unreachable;
 use crate::daemon::{Checkpoints, Daemon, Ending, Handle, Neighbors, Outcome, Setup};
 use crate::fault::{Crowds, Lab};
-use crate::identity::{DirectoryLock, Identity, node_of};
+use crate::identity::{DirectoryLock, FILE_NAME, Identity, node_of, peer_of};
 use crate::init::write_atomically;
 use crate::net::{Network, NetworkConfig, NetworkEvent};
 use crate::report::NodeLine;
+use crate::resume::Logged;
 use crate::run::{NodeSettings, RunFile};
-use crate::store::{Store, Sync};
+use crate::store::{self, LOG_NAME, Store, StoreError, Sync};
 
 /// Start a node: it finds the others, trains with them, and ends when the run is certified.
 #[derive(Clone, Debug, clap::Args)]
@@ -69,6 +72,9 @@ pub struct NodeArgs {
     /// Go on from this checkpoint of the run once the certified history has come to it
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
+    /// Drop a damaged ledger from the damage on, and fetch the rest from peers
+    #[arg(long)]
+    pub repair: bool,
     /// When the disk must have confirmed what was written: always, never
     #[arg(long)]
     pub sync: Option<Sync>,
@@ -176,10 +182,29 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         None => default_directory(&file.run)?,
     };
     let _lock = DirectoryLock::acquire(&directory)?;
+    // A key that is older than its log may have signed more than the log says.
+    let known = Identity::exists(&directory);
     let identity = Identity::load_or_create(&directory)?;
     let prepared = file.prepare()?;
     let sync = args.sync.unwrap_or(file.node.sync);
-    let (store, entries) = Store::open(&directory, run, sync)?;
+    if !directory.join(LOG_NAME).exists() {
+        check_run_file(&directory, &file)?;
+    }
+    let (store, entries) = match Store::open(&directory, run, sync) {
+        Err(StoreError::Damaged { path, offset, problem }) if args.repair => {
+            let copy = store::cut_off(&path, offset)?;
+            tracing::warn!(
+                "{} was damaged at byte {offset} ({problem}): the rest is dropped and fetched from \
+                 peers; {} is the whole",
+                path.display(),
+                copy.display()
+            );
+            Store::open(&directory, run, sync)?
+        }
+        opened => opened?,
+    };
+    check_owner(&directory, &entries, &file.run, &identity)?;
+    check_run_file(&directory, &file)?;
     keep_run_file(&directory, &file)?;
     let checkpoint = checkpoint_of(args, &directory, run, &prepared.task.base)?;
     let every = match file.node.checkpoint_s {
@@ -223,6 +248,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         shards: prepared.shards,
         labels: Arc::new(prepared.dataset.train.labels.clone()),
         store,
+        doubt: known,
         entries,
         checkpoint,
         waits: args.resume.is_some(),
@@ -446,6 +472,72 @@ fn default_directory(manifest: &Manifest) -> Result<PathBuf> {
     };
     let run = manifest.run_id().to_string();
     Ok(base.join("rumormill").join(&run[..12]))
+}
+
+/// Refuses a ledger that another node wrote: whoever goes on from it signs what it did not measure.
+fn check_owner(
+    directory: &Path,
+    entries: &[Logged],
+    manifest: &Manifest,
+    identity: &Identity,
+) -> Result<()> {
+    let me = identity.node_id();
+    let run = manifest.run_id();
+    let mut members = match &manifest.founders {
+        Founders::Members(members) => members.clone(),
+        Founders::Minimum(_) => Vec::new(),
+    };
+    let name = |node: NodeId| peer_of(node).map_or(node.to_string(), |peer| peer.to_string());
+    let refuse = |owner: Option<NodeId>| {
+        bail!(
+            "{} was written by {}, but {} is the key of {}: put the two that belong together into one \
+             directory",
+            directory.join(LOG_NAME).display(),
+            owner.map_or("another node".into(), name),
+            directory.join(FILE_NAME).display(),
+            name(me)
+        )
+    };
+    for Logged { entry, .. } in entries {
+        match entry {
+            Entry::Vote(vote) if vote.voter != me => return refuse(Some(vote.voter)),
+            Entry::Founded(votes) => members.extend(votes.iter().map(|vote| vote.voter)),
+            Entry::Own { height, segment } => {
+                let limits = SegmentLimits { rounds: 0, bytes_per_round: 0, audits: 0 };
+                let height = Height(*height);
+                let context = Statement { run: &run, height, scheme: Scheme::Ed25519, limits };
+                let signed_by = |node: &NodeId| segment.is_signed_by(&context, node);
+                return match signed_by(&me) {
+                    true => Ok(()),
+                    false => refuse(members.into_iter().find(signed_by)),
+                };
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a directory whose run file is of another run. One that cannot be read is written again.
+fn check_run_file(directory: &Path, file: &RunFile) -> Result<()> {
+    let path = directory.join("run.toml");
+    if !path.exists() {
+        return Ok(());
+    }
+    match RunFile::read(&path) {
+        Ok(kept) if kept.run.run_id() == file.run.run_id() => {}
+        Ok(kept) => bail!(
+            "{} is of run {}, this is run {}; use another data directory",
+            path.display(),
+            kept.run.run_id(),
+            file.run.run_id()
+        ),
+        Err(error) => {
+            tracing::warn!("{error:#}; it is written again");
+            std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the run beside its ledger, so that the directory explains itself.

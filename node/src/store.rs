@@ -4,8 +4,9 @@
 //! its length, the length's complement, and the first eight bytes of its BLAKE3. Entries are handed to the system before
 //! anything that follows from them is sent, so nothing is lost by `kill -9`; with [`Sync::Always`]
 //! the disk has confirmed them too, so nothing is lost with the power. An entry cut short at the
-//! end of the file was never acted upon and is dropped; damage anywhere else is an error that says
-//! where.
+//! end of the file, or a tail of zeros as some file systems leave after a loss of power, was never
+//! acted upon and is dropped; damage anywhere else is an error that says where. [`cut_off`] then drops
+//! everything from there on: the rest is fetched from peers, one's own signed records too.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -55,7 +56,7 @@ impl std::str::FromStr for Sync {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}: {source}{}", path.display(), remedy(source))]
     Io {
         /// What was tried.
         action: &'static str,
@@ -69,6 +70,17 @@ pub enum StoreError {
     Format {
         /// The file.
         path: PathBuf,
+    },
+    /// The log has the format of another version.
+    #[error(
+        "{} has format {found}, this program reads format {}; use the version of rumormill that wrote \
+         it, or another data directory", path.display(), format_version()
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// The format in the file.
+        found: String,
     },
     /// The log belongs to another run.
     #[error(
@@ -85,8 +97,8 @@ pub enum StoreError {
     },
     /// An entry is damaged.
     #[error(
-        "{} is damaged at byte {offset}: {problem}; move the directory away and start again with \
-         another identity, or restore the file", path.display()
+        "{} is damaged at byte {offset}: {problem}; restore the file, or start once with --repair, which \
+         drops it from there on and fetches the rest from peers", path.display()
     )]
     Damaged {
         /// The file.
@@ -165,8 +177,8 @@ impl Store {
             store.flush()?;
             return Ok((store, Vec::new()));
         }
-        if bytes.get(..MAGIC.len()) != Some(&MAGIC[..]) {
-            return Err(StoreError::Format { path });
+        if bytes.len() < header.len() || !bytes.starts_with(&MAGIC) {
+            return Err(unknown(path, &bytes));
         }
         let found = RunId(bytes[MAGIC.len()..header.len()].try_into().expect("32 bytes"));
         if found != run {
@@ -279,16 +291,31 @@ impl Store {
                 break;
             }
             used += len;
-            match self.read(offset, len).map(|bytes| codec::decode::<Entry, ENTRY_LEN_MAX>(&bytes))
-            {
-                Ok(Ok(Entry::Certified(height))) => heights.push(height),
-                problem => {
-                    tracing::error!(offset, ?problem, "cannot read history back from the log");
+            match self.read_back(offset, len) {
+                Ok(height) => heights.push(height),
+                Err(problem) => {
+                    tracing::error!(offset, problem, "cannot read history back from the log");
                     break;
                 }
             }
         }
         heights
+    }
+
+    /// A certified height from its place in the log. What the disk changed since is not served: peers
+    /// would take this node for a liar.
+    fn read_back(&mut self, offset: u64, len: usize) -> Result<CertifiedHeight, String> {
+        let start = offset - ENTRY_HEADER_LEN as u64;
+        let bytes = self.read(start, ENTRY_HEADER_LEN + len).map_err(|error| error.to_string())?;
+        let (header, payload) = bytes.split_at(ENTRY_HEADER_LEN);
+        if blake3::hash(payload).as_bytes()[..8] != header[8..] {
+            return Err("its checksum does not match".into());
+        }
+        match codec::decode::<Entry, ENTRY_LEN_MAX>(payload) {
+            Ok(Entry::Certified(height)) => Ok(height),
+            Ok(_) => Err("it is no certified height".into()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     fn read(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
@@ -325,6 +352,10 @@ fn parse(bytes: &[u8], start: usize) -> Result<Parsed, (usize, String)> {
     let mut at = start;
     while at < bytes.len() {
         let rest = &bytes[at..];
+        // A file system that lost the power may leave zeros in place of what was written last.
+        if rest.iter().all(|&byte| byte == 0) {
+            break;
+        }
         if rest.len() >= 8 && word(rest, 0) != !word(rest, 4) {
             return Err((at, "its length is not plausible".into()));
         }
@@ -351,7 +382,7 @@ pub fn read(directory: &Path, run: RunId) -> Result<(Vec<Logged>, u64), StoreErr
     let bytes = std::fs::read(&path).map_err(io)?;
     let header_len = MAGIC.len() + run.0.len();
     if bytes.get(..MAGIC.len()) != Some(&MAGIC[..]) || bytes.len() < header_len {
-        return Err(StoreError::Format { path });
+        return Err(unknown(path, &bytes));
     }
     let found = RunId(bytes[MAGIC.len()..header_len].try_into().expect("32 bytes"));
     if found != run {
@@ -365,6 +396,54 @@ pub fn read(directory: &Path, run: RunId) -> Result<(Vec<Logged>, u64), StoreErr
     let Parsed { entries, end } = parse(&bytes, header_len).map_err(damaged)?;
     let entries = entries.into_iter().map(|(logged, _)| logged).collect();
     Ok((entries, (bytes.len() - end) as u64))
+}
+
+/// Drops a damaged log from `offset` on, and keeps a copy of the whole beside it; returns the copy's
+/// name.
+///
+/// # Errors
+/// The copy or the log cannot be written; the log is unchanged then.
+pub fn cut_off(path: &Path, offset: u64) -> Result<PathBuf, StoreError> {
+    let io = |action, source| StoreError::Io { action, path: path.into(), source };
+    let name = |number: u32| path.with_extension(format!("log.damaged-{number}"));
+    let copy = (1..).map(name).find(|copy| !copy.exists()).expect("numbers do not end");
+    std::fs::copy(path, &copy).map_err(|source| io("copy", source))?;
+    let cut = || {
+        File::open(&copy)?.sync_all()?;
+        let file = OpenOptions::new().write(true).open(path)?;
+        file.set_len(offset)?;
+        file.sync_all()
+    };
+    cut().map_err(|source| io("shorten", source))?;
+    Ok(copy)
+}
+
+/// A file that does not begin as logs of this version do.
+fn unknown(path: PathBuf, bytes: &[u8]) -> StoreError {
+    let name = &MAGIC[..MAGIC.len() - 2];
+    match bytes.get(name.len()..MAGIC.len()).filter(|_| bytes.starts_with(name)) {
+        Some(version) if *version != MAGIC[name.len()..] => {
+            StoreError::Version { path, found: String::from_utf8_lossy(version).into_owned() }
+        }
+        _ => StoreError::Format { path },
+    }
+}
+
+fn format_version() -> std::borrow::Cow<'static, str> {
+    String::from_utf8_lossy(&MAGIC[MAGIC.len() - 2..])
+}
+
+/// What helps when the system refuses.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => {
+            "; make room and start the node again: it goes on from what is written"
+        }
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "; the data directory must be writable"
+        }
+        _ => "",
+    }
 }
 
 /// The payload of the entry at the start of `bytes`, or nothing when it is cut short.
@@ -446,6 +525,118 @@ mod tests {
         let error = Store::open(directory.path(), RUN, Sync::Never).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("damaged at byte 48"), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), flipped);
+    }
+
+    /// A small log with entries of several kinds, and how many there are.
+    fn small_log(path: &Path) -> (Vec<u8>, Vec<Logged>) {
+        let directory = path.parent().unwrap();
+        let (mut store, _) = Store::open(directory, RUN, Sync::Never).unwrap();
+        let keys = rumormill::keys::Keys::simulated(1);
+        let limits = rumormill::ledger::SegmentLimits { rounds: 2, bytes_per_round: 8, audits: 0 };
+        let context = rumormill::ledger::Context {
+            run: &RUN,
+            height: rumormill::id::Height(1),
+            scheme: keys.scheme(),
+            limits,
+        };
+        let segment =
+            rumormill::ledger::Segment::sign(&context, &keys, vec![3], vec![1, 2, 3], false);
+        store.append(&certified(0));
+        store.append(&Entry::Own { height: 1, segment });
+        store.append(&certified(1));
+        store.flush().unwrap();
+        drop(store);
+        let (_, entries) = Store::open(directory, RUN, Sync::Never).unwrap();
+        (std::fs::read(path).unwrap(), entries)
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_an_error_that_says_where_and_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LOG_NAME);
+        let (whole, _) = small_log(&path);
+        for at in 0..whole.len() {
+            let mut flipped = whole.clone();
+            flipped[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &flipped).unwrap();
+            let error = Store::open(directory.path(), RUN, Sync::Never).map(|_| ()).unwrap_err();
+            match (at, &error) {
+                (0..14, StoreError::Format { .. })
+                | (14..16, StoreError::Version { .. })
+                | (16..48, StoreError::Run { .. }) => {}
+                (48.., StoreError::Damaged { offset, .. }) => assert!(*offset <= at as u64),
+                _ => panic!("byte {at}: {error}"),
+            }
+            assert!(error.to_string().contains(LOG_NAME), "{error}");
+            assert_eq!(std::fs::read(&path).unwrap(), flipped);
+        }
+    }
+
+    #[test]
+    fn a_log_cut_anywhere_keeps_its_whole_entries() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LOG_NAME);
+        let (whole, entries) = small_log(&path);
+        for len in 0..whole.len() {
+            for tail in [0, 1, 4096] {
+                let zeros = vec![0; tail];
+                std::fs::write(&path, [&whole[..len], &zeros].concat()).unwrap();
+                let opened = Store::open(directory.path(), RUN, Sync::Never);
+                if len < 48 && tail > 0 {
+                    // Zeros in a header are another run's.
+                    continue;
+                }
+                match opened {
+                    Ok((_, kept)) => assert_eq!(kept, entries[..kept.len()], "cut at {len}"),
+                    // Part of an entry, then zeros in place of the rest.
+                    Err(error) => assert!(tail > 0, "cut at {len}: {error}"),
+                }
+            }
+        }
+        std::fs::write(&path, [&whole[..], &[0; 4096]].concat()).unwrap();
+        let (_, kept) = Store::open(directory.path(), RUN, Sync::Never).unwrap();
+        assert_eq!(kept, entries, "zeros behind a whole log are dropped");
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+    }
+
+    #[test]
+    fn history_that_the_disk_changed_is_not_served() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LOG_NAME);
+        let (mut store, _) = Store::open(directory.path(), RUN, Sync::Never).unwrap();
+        for height in 0..3 {
+            store.append(&certified(height));
+        }
+        store.flush().unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let (second, len) = (store.index[1].0 as usize, store.index[1].1);
+        bytes[second + len - 1] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        assert_eq!(heights(&mut store), [(0, 100)]);
+    }
+
+    #[test]
+    fn a_damaged_log_is_cut_off_and_its_copy_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(LOG_NAME);
+        let (mut damaged, entries) = small_log(&path);
+        let at = damaged.len() - 1;
+        damaged[at] ^= 1;
+        for number in 1..3 {
+            std::fs::write(&path, &damaged).unwrap();
+            let offset = match Store::open(directory.path(), RUN, Sync::Never).map(|_| ()) {
+                Err(StoreError::Damaged { offset, .. }) => offset,
+                other => panic!("{other:?}"),
+            };
+            let copy = cut_off(&path, offset).unwrap();
+            assert_eq!(
+                copy.file_name().unwrap().to_str(),
+                Some(&*format!("ledger.log.damaged-{number}"))
+            );
+            assert_eq!(std::fs::read(copy).unwrap(), damaged);
+            let (_, kept) = Store::open(directory.path(), RUN, Sync::Never).unwrap();
+            assert_eq!(kept, entries[..2]);
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::acks::ToldAcks;
-use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Own, Protocol};
+use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Protocol};
 use crate::audit::WINDOW;
 use crate::height::{
     Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
@@ -42,7 +42,9 @@ impl Protocol {
 
     fn sign_set(&mut self, height: u64, out: &mut Vec<Output>) {
         let Some(params) = self.params(height) else { return };
-        let Some(origin) = self.own_origin(&params) else { return };
+        let Some(origin) = self.own_origin(&params).filter(|_| self.may_sign(height)) else {
+            return;
+        };
         let Some(state) = self.heights.get_mut(&height) else { return };
         state.grown = false;
         let set = state.current_set(height).clone();
@@ -82,6 +84,9 @@ impl Protocol {
         }
         let Some(params) = self.params(height) else { return false };
         let Some(me) = self.own_origin(&params) else { return false };
+        if !self.may_sign(height) {
+            return false;
+        }
         // The height is closed here, so the next probe is beyond it; those under way still count.
         if self.is_measuring_before(end) {
             return false;
@@ -108,7 +113,8 @@ impl Protocol {
         let state = self.heights.get(&self.certified)?;
         let params = self.params(self.certified)?;
         self.own_origin(&params)?;
-        let waiting = state.certified.is_none()
+        let waiting = self.may_sign(self.certified)
+            && state.certified.is_none()
             && state.signed.is_empty()
             && (state.grown || !state.is_short)
             && !self.is_measuring_before(self.first_round(self.certified + 1));
@@ -122,7 +128,9 @@ impl Protocol {
     /// a block is full or their round was left.
     pub(super) fn seal(&mut self, height: u64, all: bool, out: &mut Vec<Output>) {
         let Some(params) = self.params(height) else { return };
-        let Some(origin) = self.own_origin(&params) else { return };
+        let Some(origin) = self.own_origin(&params).filter(|_| self.may_sign(height)) else {
+            return;
+        };
         let end = self.first_round(height + 1);
         let left = !self.probing || self.round >= end;
         let measuring = self.is_measuring_before(end);
@@ -184,6 +192,14 @@ impl Protocol {
                 ack
             }
         };
+        if *id == self.me {
+            let floor = state.signed.last().or(state.signed_before.as_ref());
+            let floor = floor.map(|set| (set.weight(), set.digest));
+            let known = floor.is_some_and(|(weight, digest)| {
+                ack.weight < weight || (ack.weight, ack.digest) == (weight, digest)
+            });
+            state.is_lost |= !known;
+        }
         state.acks.insert(origin, ack);
         true
     }
@@ -561,6 +577,7 @@ impl Protocol {
     /// before; it has no effect.
     pub fn restore(&mut self, entry: Entry, out: &mut Vec<Output>) -> Result<(), Offence> {
         let mut effects = Vec::new();
+        self.doubt_log();
         match entry {
             Entry::Vote(vote) => {
                 if let Some(start) = &mut self.start {
@@ -609,20 +626,8 @@ impl Protocol {
         if state.certified.is_some() || !segment.fits(params.limits) {
             return;
         }
-        state.own = Own {
-            counts: segment.counts.clone(),
-            bytes: segment.bytes.clone(),
-            signed_len: segment.bytes.len(),
-            closed: segment.closed,
-        };
-        let rounds = segment.counts.len().min(params.limits.rounds) as u64;
-        state.ledger.set_own(origin, segment);
-        // Go on after the last round that has records: its walk may have been cut short.
-        let next = self.first_round(height) + rounds;
-        if next > self.round {
-            self.round = next;
-            self.position = 0;
-        }
+        state.ledger.set_own(origin, segment.clone());
+        self.go_on_from(height, &segment);
     }
 }
 

@@ -61,6 +61,10 @@ pub(super) struct Link {
     lost_track: bool,
     send_full: bool,
     opened: Option<Time>,
+    /// Heights certified here when the exchange under way was opened, and when the last one was that
+    /// the neighbor answered.
+    opened_at: u64,
+    answered_at: Option<u64>,
     asked: Option<Time>,
     certified: u64,
     tag: [u8; 4],
@@ -101,6 +105,8 @@ impl Link {
             lost_track: false,
             send_full: true,
             opened: None,
+            opened_at: 0,
+            answered_at: None,
             asked: None,
             certified: 0,
             tag: [0; 4],
@@ -124,6 +130,30 @@ impl Link {
 
     pub(super) fn certified(&self) -> u64 {
         self.certified
+    }
+
+    pub(super) fn is_greeted(&self) -> bool {
+        self.greeted
+    }
+
+    /// Whether an exchange that was begun here was answered.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered_at.is_some()
+    }
+
+    /// Whether the neighbor has been asked what it holds of a height, and has said so.
+    pub(super) fn has_told(&self, height: u64) -> bool {
+        self.answered_at.is_some_and(|certified| height < certified + OPEN)
+    }
+
+    /// Bytes of an origin's segment that the neighbor holds, as it says.
+    pub(super) fn known_len(&self, height: u64, origin: Origin) -> usize {
+        usize::from(len_at(&self.known, height, origin.0))
+    }
+
+    /// Asks for the whole of a segment.
+    pub(super) fn want_whole(&mut self, height: u64, origin: Origin) {
+        self.wanted_here.insert((height, origin.0));
     }
 
     pub(super) fn tag(&self) -> [u8; 4] {
@@ -317,8 +347,10 @@ impl Protocol {
     }
 
     fn open_exchange(&mut self, peer: NodeId, now: Time, out: &mut Vec<Output>) {
+        let certified = self.certified;
         let link = self.link_mut(peer);
         link.opened = Some(now);
+        link.opened_at = certified;
         link.again = false;
         self.stats.exchanges += 1;
         self.send_exchange(peer, Stage::Open, out);
@@ -379,7 +411,8 @@ impl Protocol {
             sequence: link.sequence,
             stage,
             full: link.send_full && stage != Stage::Close,
-            ask_full: link.lost_track,
+            // A neighbor that has not noticed the restart would tell news only.
+            ask_full: link.lost_track || (self.is_recalling() && !link.has_answered()),
             certified: self.certified,
             tag: self.digest().tag(),
             have: Vec::new(),
@@ -729,6 +762,7 @@ impl Protocol {
         let link = self.link_mut(from);
         if let Some(opened) = link.opened.take() {
             link.completed += 1;
+            link.answered_at = Some(link.opened_at);
             let took = now.since(opened).as_secs_f64();
             link.round_trip_s =
                 link.round_trip_s.map(|mean| mean + (took - mean) / 8.0).or(Some(took));
@@ -867,7 +901,7 @@ impl Protocol {
             return Err(InsertError::UnknownOrigin(origin.0));
         }
         if me == Some(origin) {
-            return Ok(());
+            return self.take_own(link, statement.into_delta(), out);
         }
         let (run, scheme) = (self.run, self.scheme);
         let Some(state) = self.heights.get_mut(&height) else { return Ok(()) };
@@ -1039,7 +1073,7 @@ impl Protocol {
         Ok(())
     }
 
-    fn on_equivocation(&mut self, height: u64, origin: Origin, out: &mut Vec<Output>) {
+    pub(super) fn on_equivocation(&mut self, height: u64, origin: Origin, out: &mut Vec<Output>) {
         if let Some(state) = self.heights.get_mut(&height) {
             state.grown = true;
         }

@@ -17,6 +17,7 @@ mod input;
 mod link;
 mod output;
 mod passed;
+mod recall;
 mod sums;
 mod work;
 
@@ -124,6 +125,8 @@ struct HeightState {
     grown: bool,
     /// What is held lacks records acknowledged before: signing waits for them.
     is_short: bool,
+    /// This node has signed what it does not remember: it signs nothing more.
+    is_lost: bool,
     /// When all its rounds had been closed here.
     closed_at: Option<Time>,
     /// The own audits that are made at this height.
@@ -144,6 +147,7 @@ impl HeightState {
             certified: None,
             grown: false,
             is_short: false,
+            is_lost: false,
             closed_at: None,
             work: None,
             current: None,
@@ -163,7 +167,8 @@ impl HeightState {
 
     /// Whether this node may add no more records of its own.
     fn is_frozen(&self) -> bool {
-        self.certified.is_some() || !self.signed.is_empty() || self.signed_before.is_some()
+        let signed = !self.signed.is_empty() || self.signed_before.is_some();
+        self.certified.is_some() || signed || self.is_lost
     }
 }
 
@@ -253,6 +258,8 @@ pub struct Protocol {
     started_at: Option<Time>,
     idle_since: Option<Time>,
     join_asked: Option<u64>,
+    /// Set while neighbors are asked what they hold of this node, after a restart.
+    recall: Option<recall::Recall>,
     stats: Stats,
 }
 
@@ -316,6 +323,7 @@ impl Protocol {
             started_at: None,
             idle_since: None,
             join_asked: None,
+            recall: None,
             stats: Stats::default(),
             manifest,
         };
@@ -367,6 +375,7 @@ impl Protocol {
                 self.closed_since = now;
                 out.push(Output::Event(Event::Started { members: self.roster.len() }));
             }
+            self.recall(now);
             self.close_rounds(now, out);
             self.acknowledge(now, out);
             self.certify(now, out);
@@ -380,6 +389,7 @@ impl Protocol {
     pub fn deadline(&self) -> Option<Time> {
         let edges = self.links.values().map(Link::due);
         let patience = self.patience_due().into_iter().chain(self.ack_due());
+        let patience = patience.chain(self.recall_due());
         edges.chain(self.gradient_due).chain(patience).min()
     }
 
