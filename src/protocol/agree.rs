@@ -699,6 +699,8 @@ mod tests {
         let (segments, evidence, controls) = Default::default();
         let entry = Entry::Acked { height: 0, set, segments, evidence, controls };
         protocol.restore(entry, &mut Vec::new()).unwrap();
+        // As if neighbors had said that they hold no more of this node.
+        protocol.recall = None;
         wake_as_asked(&mut protocol);
         assert!(protocol.heights[&0].is_short && protocol.heights[&0].signed.is_empty());
     }
