@@ -52,6 +52,12 @@ pub struct NodeArgs {
     /// Data set, instead of the one in the file: `digits`, a folder or a file
     #[arg(long, env = "RUMORMILL_DATA")]
     pub data: Option<String>,
+    /// Weights of a language model, instead of those in the file
+    #[arg(long, value_name = "PATH", env = "RUMORMILL_WEIGHTS")]
+    pub weights: Option<PathBuf>,
+    /// Write the tuned weights of a language model to a new folder at the end
+    #[arg(long, value_name = "FOLDER")]
+    pub export: Option<PathBuf>,
     /// Exchanges a second on an average edge
     #[arg(long)]
     pub edge_rate: Option<f64>,
@@ -159,6 +165,9 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     if let Some(data) = &args.data {
         file.node.data.clone_from(data);
     }
+    if let Some(weights) = &args.weights {
+        file.node.weights = weights.to_string_lossy().into_owned();
+    }
     let run = file.run.run_id();
     let directory = match &args.data_dir {
         Some(directory) => directory.clone(),
@@ -166,7 +175,10 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     };
     let _lock = DirectoryLock::acquire(&directory)?;
     let identity = Identity::load_or_create(&directory)?;
-    let prepared = file.prepare()?;
+    let mut prepared = file.prepare()?;
+    prepared.task.threads = std::thread::available_parallelism().map_or(1, usize::from);
+    prepared.task.keep = args.export.is_some();
+    prepared.task.objective.notes().iter().for_each(|note| tracing::info!("{note}"));
     let sync = args.sync.unwrap_or(file.node.sync);
     let (store, entries) = Store::open(&directory, run, sync)?;
     keep_run_file(&directory, &file)?;
@@ -187,6 +199,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         crowds: Crowds::default(),
         dataset: Arc::clone(&prepared.dataset),
         spec: prepared.spec.clone(),
+        objective: Arc::clone(&prepared.task.objective),
     });
     let setup = Setup {
         config: protocol_config(args, &file.node, &identity)?,
@@ -214,6 +227,9 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     tokio::spawn(stop_on_signal(handle));
     let outcome = daemon.run().await?;
     watcher.abort();
+    if let (Some(folder), Some(state)) = (&args.export, &outcome.report.state) {
+        crate::language::export(Some(Path::new(&file.node.weights)), state, folder)?;
+    }
     finish(args, &outcome)
 }
 

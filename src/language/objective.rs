@@ -498,14 +498,28 @@ impl Objective for LanguageModel {
     }
 }
 
-/// The weights of all tensors at a state, by the architecture's names; for tests.
+/// What the transformer makes of a held-out text: an encoder's last hidden states, a decoder's logits behind
+/// the last token.
 #[cfg(test)]
-pub(super) fn states_of(model: &LanguageModel, state: &State, text: usize) -> Vec<f32> {
+pub(super) fn outputs_of(model: &LanguageModel, state: &State, row: u32) -> Vec<f32> {
     model.with_view(&mut Scratch::default(), |view| {
         view.write(state, None)?;
-        let (x, _) = model.states(view, &model.rows(Split::Test, &[text as u32]))?;
-        op::with(&x, <[f32]>::to_vec)
+        let (x, batch) = model.states(view, &model.rows(Split::Test, &[row]))?;
+        match &view.model {
+            Model::Encoder(_) => op::with(&x, <[f32]>::to_vec),
+            Model::Decoder(decoder) => {
+                let last = x.narrow(0, batch.positions.len() - 1, 1)?;
+                let logits = decoder.finish(&last)?.matmul(&decoder.output.t()?)?;
+                op::with(&logits, <[f32]>::to_vec)
+            }
+        }
     })
+}
+
+/// The tokens of a held-out text.
+#[cfg(test)]
+pub(super) fn tokens_of(model: &LanguageModel, row: usize) -> Vec<u32> {
+    model.texts.test.sequences[row].to_vec()
 }
 
 /// Parameters by the files' names.
