@@ -259,7 +259,10 @@ impl Manifest {
             return fail("name", "must have 1 to 64 bytes".into());
         }
         if self.model.len() > MODEL_LEN_MAX {
-            return fail("model", format!("has {} bytes, at most {MODEL_LEN_MAX}", self.model.len()));
+            return fail(
+                "model",
+                format!("has {} bytes, at most {MODEL_LEN_MAX}", self.model.len()),
+            );
         }
         if self.data.len() > 256 || self.shards.len() > 64 {
             return fail("data", "data or shards is longer than 256 bytes".into());

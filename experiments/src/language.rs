@@ -63,7 +63,10 @@ pub struct LanguageArgs {
 /// The model or the data cannot be had.
 pub fn run(args: &LanguageArgs) -> Result<bool> {
     let ModelSpec::Language(spec) = &args.model else {
-        bail!("--model {} is no language model: say language:classify or language:causal", args.model)
+        bail!(
+            "--model {} is no language model: say language:classify or language:causal",
+            args.model
+        )
     };
     let look = |path: &Path| match std::fs::metadata(path)?.is_dir() {
         true => Ok(Found::Folder),
@@ -110,8 +113,7 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
         let (round, slot) = (Round(step), Slot(0));
         let direction = Direction::new(&run, round, slot);
         minibatch(&run, &NodeId([0; 32]), round, slot, rows, &mut batch);
-        let (plus, minus) =
-            model.probe(state, &direction, args.epsilon_log2, &batch, &mut scratch);
+        let (plus, minus) = model.probe(state, &direction, args.epsilon_log2, &batch, &mut scratch);
         let scalar = projected_gradient(plus, minus, args.epsilon_log2);
         if scalar.is_finite() {
             let left = (args.probes - step) as f64 / (0.3 * args.probes as f64);

@@ -410,7 +410,8 @@ async fn tasks(
             allow_oversized(&mut network);
         }
         let mut task = prepared.task.clone();
-        task.keep = args.export.is_some() && fault.is_none() && faults[..index].iter().all(Option::is_some);
+        task.keep =
+            args.export.is_some() && fault.is_none() && faults[..index].iter().all(Option::is_some);
         let setup = Setup {
             manifest: prepared.manifest.clone(),
             identity: Identity::from_seed(*identity.seed()),

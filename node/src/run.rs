@@ -406,7 +406,10 @@ const NODE_COMMENTS: &[(&str, &str)] = &[
     ("data", "digits (built in), a folder of MNIST-style idx files, a .csv or .libsvm file."),
     ("test", "File of held-out rows; empty: 20 % of the rows are held out."),
     ("format", "csv or libsvm, if the suffix does not tell."),
-    ("weights", "Folder of a language model's weights, or a llama2.c .bin; empty for other models."),
+    (
+        "weights",
+        "Folder of a language model's weights, or a llama2.c .bin; empty for other models.",
+    ),
     ("text_column", "Column of a language model's texts, by name or number; empty: by the header."),
     ("label_column", "Column of the labels."),
     ("listen", "Addresses to listen on; port 0 takes a free one."),

@@ -172,7 +172,8 @@ impl DataSource {
             let bytes = unpack(path, bytes)?;
             let problem = |problem: String| DataError::Parse { path: path.into(), problem };
             let format = text::format_of(path).map_err(problem)?;
-            return text::parse(&bytes, format, columns).map_err(|error| problem(error.to_string()));
+            return text::parse(&bytes, format, columns)
+                .map_err(|error| problem(error.to_string()));
         }
         let format = match self.format.or_else(|| format_of(path)) {
             Some(format) => format,

@@ -27,7 +27,8 @@ impl Tokens {
         is_decoder: bool,
     ) -> Result<Tokens, LanguageError> {
         let Features::Text(texts) = &table.features else { return Err(LanguageError::Numbers) };
-        let encoded = encode(texts, tokenizer, spec, is_decoder).map_err(LanguageError::Tokenizer)?;
+        let encoded =
+            encode(texts, tokenizer, spec, is_decoder).map_err(LanguageError::Tokenizer)?;
         let cut = encoded.iter().filter(|(_, cut)| *cut).count();
         let sequences: Vec<Box<[u32]>> =
             encoded.into_iter().map(|(ids, _)| ids.into_boxed_slice()).collect();
@@ -85,7 +86,7 @@ impl Texts {
     ) -> Result<Texts, LanguageError> {
         let train = Tokens::new(&dataset.train, tokenizer, spec, is_decoder)?;
         let test = Tokens::new(&dataset.test, tokenizer, spec, is_decoder)?;
-        let cache = Cache::new(train.sequences.len() + dataset.classes);
+        let cache = Cache::of(&train, &test, dataset.classes);
         Ok(Texts { train, test, cache })
     }
 
@@ -99,20 +100,22 @@ impl Texts {
         let mut train = copy(&self.train);
         let last = classes.saturating_sub(1) as u16;
         train.labels.iter_mut().for_each(|label| *label = last.saturating_sub(*label));
-        let cache = Cache::new(train.sequences.len() + classes);
-        Texts { train, test: copy(&self.test), cache }
+        let test = copy(&self.test);
+        let cache = Cache::of(&train, &test, classes);
+        Texts { train, test, cache }
     }
 }
 
-/// Hidden states below the first layer that is trained, by training row; behind them those of the labels'
-/// words. They are the same in every probe.
+/// Hidden states below the first layer that is trained, by row: those of the training set, the held-out
+/// ones, then the labels' words. They are the same in every probe.
 pub(super) struct Cache {
     entries: Vec<OnceLock<Box<[f32]>>>,
     bytes: AtomicUsize,
 }
 
 impl Cache {
-    fn new(entries: usize) -> Cache {
+    fn of(train: &Tokens, test: &Tokens, classes: usize) -> Cache {
+        let entries = train.sequences.len() + test.sequences.len() + classes;
         Cache {
             entries: (0..entries).map(|_| OnceLock::new()).collect(),
             bytes: AtomicUsize::new(0),

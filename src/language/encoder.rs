@@ -84,7 +84,9 @@ fn names(distil: bool) -> &'static Names {
 
 /// The tensors of an encoder, without the folder's prefix.
 pub(super) fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
-    let Kind::Encoder { first_position, types, distil, .. } = config.kind else { return Vec::new() };
+    let Kind::Encoder { first_position, types, distil, .. } = config.kind else {
+        return Vec::new();
+    };
     let &Config { vocabulary, hidden, inner, positions, .. } = config;
     let mut all: Vec<(String, Vec<usize>)> = Vec::new();
     let mut embedding = |name: &str, rows: usize| {
@@ -170,8 +172,7 @@ impl Encoder {
         let layer = &self.layers[index];
         let (q, k) = (layer.query.apply(x)?, layer.key.apply(x)?);
         let v = layer.value.apply(x)?;
-        let attention =
-            op::Attention { offsets: &batch.offsets, head: layer.head, causal: None };
+        let attention = op::Attention { offsets: &batch.offsets, head: layer.head, causal: None };
         let seen = q.apply_op3_no_bwd(&k, &v, &attention)?;
         let mixed = layer.output.apply_and_add(&seen, x)?;
         layer.attention_norm.apply(&mixed)?;

@@ -18,8 +18,11 @@ use crate::params::State;
 /// If the state is not of this folder's model.
 pub fn export(folder: &Folder, state: &State) -> Result<Vec<u8>, FolderError> {
     let mut trained = named(state);
-    let adapters: Vec<String> =
-        trained.keys().filter_map(|name| name.strip_suffix(".lora_A.weight")).map(String::from).collect();
+    let adapters: Vec<String> = trained
+        .keys()
+        .filter_map(|name| name.strip_suffix(".lora_A.weight"))
+        .map(String::from)
+        .collect();
     for name in adapters {
         let down = trained.remove(&format!("{name}.lora_A.weight"));
         let up = trained.remove(&format!("{name}.lora_B.weight"));

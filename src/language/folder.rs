@@ -167,8 +167,10 @@ impl Folder {
             return Err(FolderError::Shape { folder, tensor, found, expected });
         }
         let bytes = &self.files[entry.file][entry.range.clone()];
-        numbers(bytes, entry.dtype).ok_or_else(|| {
-            FolderError::Numbers { folder, tensor, dtype: format!("{:?}", entry.dtype) }
+        numbers(bytes, entry.dtype).ok_or_else(|| FolderError::Numbers {
+            folder,
+            tensor,
+            dtype: format!("{:?}", entry.dtype),
         })
     }
 
@@ -180,8 +182,9 @@ impl Folder {
         &self,
         replaced: &BTreeMap<String, (Vec<usize>, Vec<u8>)>,
     ) -> Result<Vec<u8>, FolderError> {
-        let fail = |error: safetensors::SafeTensorError| {
-            FolderError::File { path: self.path.clone(), problem: error.to_string() }
+        let fail = |error: safetensors::SafeTensorError| FolderError::File {
+            path: self.path.clone(),
+            problem: error.to_string(),
         };
         let mut views = BTreeMap::new();
         for (name, entry) in &self.tensors {
@@ -244,8 +247,11 @@ fn required(
     remedy: &'static str,
     look: Look<'_>,
 ) -> Result<Vec<u8>, FolderError> {
-    file(&folder.join(name), look)?
-        .ok_or_else(|| FolderError::Missing { folder: folder.into(), file: name.into(), remedy })
+    file(&folder.join(name), look)?.ok_or_else(|| FolderError::Missing {
+        folder: folder.into(),
+        file: name.into(),
+        remedy,
+    })
 }
 
 fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
@@ -292,8 +298,7 @@ fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
             if range.end > bytes.len() {
                 return Err(fail(name, format!("is cut off in tensor {tensor:?}")));
             }
-            let stored =
-                Stored { shape: info.shape.clone(), dtype: info.dtype, file: at, range };
+            let stored = Stored { shape: info.shape.clone(), dtype: info.dtype, file: at, range };
             tensors.insert(tensor, stored);
         }
     }
@@ -307,8 +312,8 @@ fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
         return Err(FolderError::Tensor { folder, tensor: first.into(), model_type });
     };
     let tokenizer_bytes = required(path, "tokenizer.json", HOLDS, look)?;
-    let tokenizer =
-        Tokenizer::from_json(&tokenizer_bytes).map_err(|problem| fail("tokenizer.json", problem))?;
+    let tokenizer = Tokenizer::from_json(&tokenizer_bytes)
+        .map_err(|problem| fail("tokenizer.json", problem))?;
     Ok(Folder {
         path: path.into(),
         hash: hash(&config_bytes, &tokenizer_bytes),
@@ -332,7 +337,9 @@ const HEADER: usize = 28;
 fn llama2c(path: &Path, bytes: Vec<u8>, look: Look<'_>) -> Result<Folder, FolderError> {
     let fail = |problem: String| FolderError::File { path: path.into(), problem };
     let Some(header) = bytes.get(..HEADER) else {
-        return Err(fail("is no llama2.c model: shorter than its header; name a model folder".into()));
+        return Err(fail(
+            "is no llama2.c model: shorter than its header; name a model folder".into(),
+        ));
     };
     let numbers: Vec<i64> =
         header.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect();
@@ -440,7 +447,10 @@ fn halves_of_heads(values: &[u8], shape: &[usize], head: usize, out: &mut Vec<u8
     let row = 4 * shape[1];
     for head in values.chunks_exact(row * head) {
         for parity in 0..2 {
-            head.chunks_exact(row).skip(parity).step_by(2).for_each(|row| out.extend_from_slice(row));
+            head.chunks_exact(row)
+                .skip(parity)
+                .step_by(2)
+                .for_each(|row| out.extend_from_slice(row));
         }
     }
 }

@@ -22,7 +22,9 @@ pub enum LanguageError {
     #[error(transparent)]
     Folder(#[from] FolderError),
     /// The data hold numbers.
-    #[error("a language model learns from texts; name a .tsv, .csv, .jsonl or .txt file with --data")]
+    #[error(
+        "a language model learns from texts; name a .tsv, .csv, .jsonl or .txt file with --data"
+    )]
     Numbers,
     /// Texts without labels to classify, or the other way round.
     #[error("{0}")]
@@ -263,7 +265,10 @@ fn pattern(spec: &LanguageSpec) -> Result<Regex, LanguageError> {
     let text = spec.train.as_deref().unwrap_or(".*");
     Regex::new(&format!("^(?:{text})$")).map_err(|error| LanguageError::Setting {
         setting: "--train",
-        problem: format!("{text:?} is no regular expression: {}", error.to_string().replace('\n', " ")),
+        problem: format!(
+            "{text:?} is no regular expression: {}",
+            error.to_string().replace('\n', " ")
+        ),
     })
 }
 
@@ -275,8 +280,7 @@ fn labels(
 ) -> Result<(Vec<Box<[u32]>>, Vec<u32>), LanguageError> {
     if let Kind::Encoder { .. } = folder.config.kind {
         let tokens = spec.tokens as usize;
-        let encoded =
-            folder.tokenizer.encode(words, tokens).map_err(LanguageError::Tokenizer)?;
+        let encoded = folder.tokenizer.encode(words, tokens).map_err(LanguageError::Tokenizer)?;
         return Ok((encoded.into_iter().map(|(ids, _)| ids.into()).collect(), Vec::new()));
     }
     let first = |word: &String| folder.tokenizer.first_of(word);

@@ -62,7 +62,9 @@ impl Weights<'_> {
         Linear {
             weight: turned(self.get(&format!("{name}.weight"))),
             bias: part("bias"),
-            adapter: part("lora_A.weight").zip(part("lora_B.weight")).map(|(a, b)| (turned(a), turned(b))),
+            adapter: part("lora_A.weight")
+                .zip(part("lora_B.weight"))
+                .map(|(a, b)| (turned(a), turned(b))),
         }
     }
 }
@@ -136,7 +138,11 @@ pub(super) enum Model {
 
 impl Model {
     /// `positions` is the longest sequence that will come.
-    pub(super) fn new(config: &Config, weights: &BTreeMap<String, Tensor>, positions: usize) -> Model {
+    pub(super) fn new(
+        config: &Config,
+        weights: &BTreeMap<String, Tensor>,
+        positions: usize,
+    ) -> Model {
         match config.is_decoder() {
             true => Model::Decoder(Decoder::new(config, &Weights(weights), positions)),
             false => Model::Encoder(Encoder::new(config, &Weights(weights))),

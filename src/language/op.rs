@@ -212,7 +212,13 @@ pub(super) struct Attention<'a> {
 
 impl Attention<'_> {
     /// One sequence: scores, softmax, values, head by head. Keys of fewer heads serve several queries.
-    fn sequence(&self, q: ArrayView2<f32>, k: ArrayView2<f32>, v: ArrayView2<f32>, out: &mut [f32]) {
+    fn sequence(
+        &self,
+        q: ArrayView2<f32>,
+        k: ArrayView2<f32>,
+        v: ArrayView2<f32>,
+        out: &mut [f32],
+    ) {
         let (len, width) = q.dim();
         let head = self.head;
         let shared = width / k.dim().1;
@@ -263,7 +269,8 @@ impl CustomOp3 for Attention<'_> {
             parts.push((pair[0]..pair[1], part));
         }
         let one = |(rows, part): (std::ops::Range<usize>, &mut [f32])| {
-            let [q, k, v] = [&q, &k, &v].map(|all| all.slice_axis(Axis(0), Slice::from(rows.clone())));
+            let [q, k, v] =
+                [&q, &k, &v].map(|all| all.slice_axis(Axis(0), Slice::from(rows.clone())));
             self.sequence(q, k, v, part);
         };
         match rayon::current_num_threads() {

@@ -112,11 +112,17 @@ impl LanguageSpec {
         }
         let texts = self.train.iter().chain(&self.template);
         let words = self.labels.iter().flat_map(|(label, word)| [label, word]);
-        if let Some(text) = texts.clone().chain(words.clone()).find(|text| text.contains([';', '\n'])) {
+        if let Some(text) =
+            texts.clone().chain(words.clone()).find(|text| text.contains([';', '\n']))
+        {
             return fail(text, "holds a semicolon or a line break, which separate settings");
         }
-        if let Some(word) = words.clone().find(|word| word.contains([',', ':']) || word.is_empty()) {
-            return fail(word, "is empty or holds a comma or a colon, which separate labels and words");
+        if let Some(word) = words.clone().find(|word| word.contains([',', ':']) || word.is_empty())
+        {
+            return fail(
+                word,
+                "is empty or holds a comma or a colon, which separate labels and words",
+            );
         }
         let mut labels: Vec<&String> = self.labels.iter().map(|(label, _)| label).collect();
         labels.sort();
@@ -197,7 +203,8 @@ impl FromStr for LanguageSpec {
         let mut settings = text.split(';');
         let mut spec = LanguageSpec::new(settings.next().unwrap_or_default().parse()?);
         for setting in settings {
-            let fail = |problem| LanguageSpecError::Setting { setting: setting.to_owned(), problem };
+            let fail =
+                |problem| LanguageSpecError::Setting { setting: setting.to_owned(), problem };
             let (key, value) = setting.split_once('=').ok_or_else(|| fail("has no value"))?;
             match key {
                 "head" => spec.head = value.parse()?,

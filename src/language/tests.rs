@@ -46,7 +46,9 @@ fn tokenizer(encoder: bool) -> Value {
         true => json!([special("[CLS]"), text, special("[SEP]")]),
         false => json!([special("[CLS]"), text]),
     };
-    let mark = |id: u32, name: &str| (name.to_owned(), json!({ "id": name, "ids": [id], "tokens": [name] }));
+    let mark = |id: u32, name: &str| {
+        (name.to_owned(), json!({ "id": name, "ids": [id], "tokens": [name] }))
+    };
     let marks: serde_json::Map<String, Value> =
         [mark(0, "[CLS]"), mark(1, "[SEP]")].into_iter().collect();
     json!({
@@ -107,7 +109,8 @@ fn safetensors(named: &Named) -> Vec<u8> {
         .map(|(_, _, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect())
         .collect();
     let views = named.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
-        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
         (name.clone(), view.unwrap())
     });
     safetensors::serialize(views, None).unwrap()
@@ -125,7 +128,8 @@ fn folder_files(model_type: &str, prefix: &str) -> Files {
     .into()
 }
 
-const ROWS: &str = "a very good film\tpos\nit was not good\tneg\nbad\tneg\nnot a very bad film it was\tpos\n";
+const ROWS: &str =
+    "a very good film\tpos\nit was not good\tneg\nbad\tneg\nnot a very bad film it was\tpos\n";
 
 fn dataset(rows: &str) -> Dataset {
     let raw = text::parse(rows.as_bytes(), TextFormat::Tsv, &Columns::default()).unwrap();
@@ -139,7 +143,11 @@ fn passages() -> Dataset {
     Dataset::assemble("passages", other, Some(raw)).unwrap()
 }
 
-fn joined(files: &Files, spec: &str, data: &Dataset) -> Result<(LanguageModel, State), LanguageError> {
+fn joined(
+    files: &Files,
+    spec: &str,
+    data: &Dataset,
+) -> Result<(LanguageModel, State), LanguageError> {
     let spec: LanguageSpec = spec.parse().unwrap();
     let model = LanguageModel::new(&read(files, "m")?, &spec, data)?;
     let state = State::from_base(model.tensors(), &model.base(1)).unwrap();
@@ -181,7 +189,8 @@ fn candle_outputs(model_type: &str, ids: &[u32]) -> candle_core::Result<Vec<f32>
             model.forward(&ids, &ids.ones_like()?, &zeros, None, None, None)?
         }
         "llama" => {
-            let config: models::llama::LlamaConfig = serde_json::from_value(config).map_err(read)?;
+            let config: models::llama::LlamaConfig =
+                serde_json::from_value(config).map_err(read)?;
             let config = config.into_config(false);
             let mut cache = models::llama::Cache::new(false, DType::F32, &config, &Device::Cpu)?;
             models::llama::Llama::load(weights, &config)?.forward(&ids, 0, &mut cache)?
@@ -271,7 +280,8 @@ fn packed_texts_do_not_see_each_other() {
 fn a_budget_of_tokens_leaves_rows_out() {
     let files = folder_files("bert", "");
     let probe = |spec: &str, batch: &[u32]| {
-        let (model, state) = joined(&files, &format!("classify;{spec}{WORDS}"), &dataset(ROWS)).unwrap();
+        let (model, state) =
+            joined(&files, &format!("classify;{spec}{WORDS}"), &dataset(ROWS)).unwrap();
         let direction = Direction::new(&RunId([3; 32]), Round(0), Slot(0));
         model.probe(&state, &direction, -6, batch, &mut Scratch::default())
     };
@@ -318,7 +328,8 @@ fn adapters_start_at_the_base_and_are_multiplied_out() {
         let mut exported = files.clone();
         let file = export(&read(&files, "m").unwrap(), &state).unwrap();
         exported.insert("m/model.safetensors".into(), file);
-        let (again, state) = joined(&exported, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+        let (again, state) =
+            joined(&exported, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
         assert!((loss(&again, &state, &mut scratch) - after).abs() < 1e-5, "{model_type}");
     }
 }
@@ -354,7 +365,8 @@ fn tuned_weights_survive_export_under_the_folders_names() {
 fn weights_that_are_not_trained_count_in_the_identity() {
     let files = folder_files("bert", "");
     let hash = |files: &Files, train: &str| {
-        let (model, state) = joined(files, &format!("classify;train={train};{WORDS}"), &dataset(ROWS)).unwrap();
+        let (model, state) =
+            joined(files, &format!("classify;train={train};{WORDS}"), &dataset(ROWS)).unwrap();
         (model.fixed_hash().unwrap(), state.hash())
     };
     let mut other = weights(&config("bert"), "");
@@ -371,7 +383,8 @@ fn labels_can_be_flipped() {
     let files = folder_files("bert", "");
     let (model, state) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
     let flipped = model.with_flipped_labels().unwrap();
-    let quality = |model: &dyn Objective, split| model.quality(&state, split, &mut Scratch::default());
+    let quality =
+        |model: &dyn Objective, split| model.quality(&state, split, &mut Scratch::default());
     let honest = quality(&model, Split::Train);
     assert!((quality(&*flipped, Split::Train).accuracy + honest.accuracy - 1.0).abs() < 1e-9);
     assert_eq!(quality(&*flipped, Split::Test), quality(&model, Split::Test));
@@ -385,9 +398,10 @@ fn a_model_in_shards_is_the_model_in_one_file() {
     files.remove(Path::new("m/model.safetensors"));
     let all = weights(&config("llama"), "model.");
     let (a, b) = all.split_at(5);
-    let map: serde_json::Map<String, Value> = (a.iter().map(|t| (t.0.clone(), json!("a.safetensors"))))
-        .chain(b.iter().map(|t| (t.0.clone(), json!("b.safetensors"))))
-        .collect();
+    let map: serde_json::Map<String, Value> =
+        (a.iter().map(|t| (t.0.clone(), json!("a.safetensors"))))
+            .chain(b.iter().map(|t| (t.0.clone(), json!("b.safetensors"))))
+            .collect();
     let index = json!({ "weight_map": map }).to_string().into_bytes();
     files.insert("m/model.safetensors.index.json".into(), index);
     files.insert("m/a.safetensors".into(), safetensors(&a.to_vec()));
@@ -422,7 +436,11 @@ fn wrong_folders_are_refused_with_what_is_wrong_and_what_helps() {
         ("config.json", None, vec!["m has no config.json", "tokenizer.json"]),
         ("tokenizer.json", None, vec!["m has no tokenizer.json"]),
         ("model.safetensors", None, vec!["m has no model.safetensors", "shards"]),
-        ("config.json", Some(&b"{\"model_type\": \"t5\"}"[..]), vec!["t5", "supported are bert", "qwen2"]),
+        (
+            "config.json",
+            Some(&b"{\"model_type\": \"t5\"}"[..]),
+            vec!["t5", "supported are bert", "qwen2"],
+        ),
         ("tokenizer.json", Some(fat.as_bytes()), vec!["tokens up to 27", "24 rows"]),
         ("tokenizer.json", Some(b"{}"), vec!["m/tokenizer.json"]),
         ("model.safetensors", Some(b"garbage"), vec!["m/model.safetensors"]),
@@ -532,8 +550,12 @@ fn minilm_agrees_with_pytorch() {
     let golden: Value =
         serde_json::from_str(include_str!("../../tests/fixtures/minilm.json")).unwrap();
     let golden = golden.as_array().unwrap();
-    let lines: String =
-        golden.iter().map(|row| format!("{}\t{}\n", row["text"].as_str().unwrap(), row["text"].as_str().unwrap().len())).collect();
+    let lines: String = golden
+        .iter()
+        .map(|row| {
+            format!("{}\t{}\n", row["text"].as_str().unwrap(), row["text"].as_str().unwrap().len())
+        })
+        .collect();
     let folder = Folder::read(&path, &|path| match path.is_dir() {
         true => Ok(Found::Folder),
         false => std::fs::read(path).map(Found::File),

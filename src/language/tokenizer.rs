@@ -160,20 +160,32 @@ impl Scored {
                 None => ids.extend(bytes.iter().map(|&byte| u32::from(byte) + BYTES)),
             }
         }
+        // What the tokens at a place and behind it merge to, if they do; only the mark never does.
+        let merged = |ids: &[u32], at: usize| -> Option<(f32, u32)> {
+            let (&left, &right) = (ids.get(at)?, ids.get(at + 1)?);
+            let pair = [left, right].map(|id| &self.tokens[id as usize][..]).concat();
+            let id = *self.index.get(&pair)?;
+            Some((self.scores[id as usize], id))
+        };
+        let mut pairs: Vec<Option<(f32, u32)>> =
+            (0..ids.len()).map(|at| if at == 0 { None } else { merged(&ids, at) }).collect();
         loop {
             let mut best: Option<(f32, usize, u32)> = None;
-            for at in 1..ids.len().saturating_sub(1) {
-                let pair = [ids[at], ids[at + 1]].map(|id| &self.tokens[id as usize][..]).concat();
-                if let Some(&id) = self.index.get(&pair) {
-                    let score = self.scores[id as usize];
-                    if best.is_none_or(|(highest, ..)| score > highest) {
-                        best = Some((score, at, id));
-                    }
+            for (at, pair) in pairs.iter().enumerate() {
+                if let Some((score, id)) = *pair
+                    && best.is_none_or(|(highest, ..)| score > highest)
+                {
+                    best = Some((score, at, id));
                 }
             }
             let Some((_, at, id)) = best else { return ids };
             ids[at] = id;
             ids.remove(at + 1);
+            pairs.remove(at + 1);
+            pairs[at] = merged(&ids, at);
+            if at > 1 {
+                pairs[at - 1] = merged(&ids, at - 1);
+            }
         }
     }
 }

@@ -356,7 +356,9 @@ pub enum BuildError {
     #[error("the model has {0} parameters; at most {PARAMETERS_MAX} are supported")]
     Parameters(usize),
     /// Texts for a model of numbers.
-    #[error("the model {0} learns from numbers, the data are texts; name a language model with --weights")]
+    #[error(
+        "the model {0} learns from numbers, the data are texts; name a language model with --weights"
+    )]
     Texts(String),
     /// A language model without its weights.
     #[error("a language model needs the folder of its weights; name it with --weights")]
