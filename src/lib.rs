@@ -32,6 +32,7 @@ pub mod start;
 pub mod fault;
 
 pub mod data;
+pub mod language;
 pub mod objective;
 pub mod vector;
 

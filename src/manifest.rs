@@ -21,6 +21,9 @@ pub const PROTOCOL_VERSION: u16 = 2;
 /// The largest roster. Origin indices are 16 bits wide; 4,096 acks of a height stay under 300 KB.
 pub const ROSTER_LEN_MAX: usize = 4096;
 
+/// The longest name of a model: room for a template and the words of labels.
+pub const MODEL_LEN_MAX: usize = 2048;
+
 /// Who may hold which rows of the training data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, Encode, Decode)]
 #[serde(rename_all = "kebab-case")]
@@ -255,8 +258,14 @@ impl Manifest {
         if self.name.is_empty() || self.name.len() > 64 {
             return fail("name", "must have 1 to 64 bytes".into());
         }
-        if self.model.len() > 256 || self.data.len() > 256 || self.shards.len() > 64 {
-            return fail("model", "model, data or shards is longer than 256 bytes".into());
+        if self.model.len() > MODEL_LEN_MAX {
+            return fail(
+                "model",
+                format!("has {} bytes, at most {MODEL_LEN_MAX}", self.model.len()),
+            );
+        }
+        if self.data.len() > 256 || self.shards.len() > 64 {
+            return fail("data", "data or shards is longer than 256 bytes".into());
         }
         let ranges: [(&'static str, u64, u64, u64); 10] = [
             ("rounds", self.rounds, 1, 1 << 40),

@@ -219,16 +219,24 @@ impl State {
         }
     }
 
-    /// Adds what another state of the same layout has beyond a third: with the state they both grew
-    /// from as `from`, what was added here and there since comes together.
+    /// Adds another state of the same layout, such as what a model has beyond the one it grew from.
     ///
     /// # Panics
     /// If the layouts differ.
-    pub fn add_difference(&mut self, to: &State, from: &State) {
-        assert!(self.layout == to.layout && self.layout == from.layout, "states of one layout");
-        for ((value, to), from) in self.values.iter_mut().zip(&to.values).zip(&from.values) {
-            *value = value.wrapping_add(to.wrapping_sub(*from));
-        }
+    pub fn add(&mut self, other: &State) {
+        assert!(self.layout == other.layout, "states of one layout");
+        let pairs = self.values.iter_mut().zip(&other.values);
+        pairs.for_each(|(value, other)| *value = value.wrapping_add(*other));
+    }
+
+    /// Takes another state of the same layout away.
+    ///
+    /// # Panics
+    /// If the layouts differ.
+    pub fn subtract(&mut self, other: &State) {
+        assert!(self.layout == other.layout, "states of one layout");
+        let pairs = self.values.iter_mut().zip(&other.values);
+        pairs.for_each(|(value, other)| *value = value.wrapping_sub(*other));
     }
 
     /// Writes the weights: `LSB · state`, rounded once to `f32`.
@@ -276,6 +284,34 @@ impl State {
         }
     }
 
+    /// Writes the weights of one tensor: its view, or one end of a probe.
+    ///
+    /// For models that hold one set of weights: the values are those of [`State::write_view`] and
+    /// [`State::write_pair`], bit for bit.
+    ///
+    /// # Panics
+    /// If there is no such tensor, `out` is not as long as it, or ε is not a normal `f32`.
+    pub fn write_tensor(&self, tensor: usize, end: Option<End<'_>>, out: &mut [f32]) {
+        let Tensor { offset, len, lsb_log2, .. } = self.layout.tensors[tensor];
+        assert_eq!(out.len(), len, "a view has the tensor's size");
+        let values = &self.values[offset..offset + len];
+        let lsb = pow2_f64(lsb_log2) as f32;
+        let Some(end) = end else { return kernel::view(values, lsb, out) };
+        let log2 = end.epsilon_log2;
+        assert!((-126..=127).contains(&log2), "2^{log2} is a normal f32");
+        let epsilon = pow2_f64(log2) as f32;
+        let step = if end.plus { epsilon } else { -epsilon };
+        let mut signs = [[0; 16]; kernel::SUPERBLOCK];
+        let values = values.chunks(SUPERBLOCK_PARAMETERS);
+        for (superblock, (values, out)) in
+            values.zip(out.chunks_mut(SUPERBLOCK_PARAMETERS)).enumerate()
+        {
+            let signs = &mut signs[..values.len().div_ceil(BLOCK_PARAMETERS)];
+            end.direction.sign_words(tensor, (superblock * kernel::SUPERBLOCK) as u64, signs);
+            kernel::end(values, signs, lsb, step, out);
+        }
+    }
+
     /// The hash of layout and values: two states with one hash are the same model.
     ///
     /// BLAKE3 under the context `rumormill v1 state` over the number of tensors, each tensor's name
@@ -308,6 +344,17 @@ impl State {
         }
         hasher.finalize().into()
     }
+}
+
+/// One end of a probe: `view ± ε · direction` with `ε = 2^epsilon_log2`.
+#[derive(Clone, Copy, Debug)]
+pub struct End<'a> {
+    /// The direction.
+    pub direction: &'a Direction,
+    /// Binary logarithm of ε.
+    pub epsilon_log2: i32,
+    /// Which end.
+    pub plus: bool,
 }
 
 /// Parameters whose signs are generated at a time.
@@ -534,6 +581,24 @@ mod tests {
                 let step = f32::from(direction(1).sign(index, p as u64)) / 128.0;
                 let i = tensor.offset + p;
                 assert_eq!((plus[i], minus[i]), (view[i] + step, view[i] - step));
+            }
+        }
+    }
+
+    #[test]
+    fn a_tensor_written_alone_is_that_of_the_whole() {
+        let state = some_state();
+        let mut whole = [vec![0.0; 17_308], vec![0.0; 17_308], vec![0.0; 17_308]];
+        let [plus, minus, view] = &mut whole;
+        state.write_view(view);
+        state.write_pair(&direction(1), -7, plus, minus);
+        let direction = direction(1);
+        let end = |plus| Some(End { direction: &direction, epsilon_log2: -7, plus });
+        for (index, tensor) in state.layout.tensors.iter().enumerate() {
+            for (end, whole) in [end(true), end(false), None].into_iter().zip(&whole) {
+                let mut alone = vec![0.0; tensor.len];
+                state.write_tensor(index, end, &mut alone);
+                assert_eq!(alone, whole[tensor.offset..tensor.offset + tensor.len]);
             }
         }
     }

@@ -5,8 +5,8 @@
 //! `model` looks at what they leave behind, `wrong_input` says
 //! what it answers to mistakes, and `golden` pins the bytes that nodes of one protocol version must
 //! agree on. `convergence` says what training must be able to reach; `rivals` runs the vector
-//! algorithms over sockets. `trouble` kills nodes and spoils their disks, `hosts` cuts a network of
-//! several hosts in two, and `decoders` spoils all that is read from others.
+//! algorithms over sockets, `language` pretrained transformers. `trouble` kills nodes and spoils their
+//! disks, `hosts` cuts a network of several hosts in two, and `decoders` spoils all that is read from others.
 
 mod support;
 
@@ -16,6 +16,8 @@ mod decoders;
 mod fault;
 mod golden;
 mod hosts;
+#[cfg(feature = "language")]
+mod language;
 mod local;
 mod model;
 mod rivals;

@@ -12,7 +12,8 @@ use rumormill::data::source::{DataFormat, DataSource, Found};
 /// # Errors
 /// When a file cannot be read or holds something else.
 pub fn load(data: &str, test: Option<&Path>, format: Option<DataFormat>) -> Result<Dataset> {
-    let source = DataSource { data: data.into(), test: test.map(Path::to_owned), format };
+    let source =
+        DataSource { data: data.into(), test: test.map(Path::to_owned), format, text: None };
     let look = |path: &Path| match fs::metadata(path)?.is_dir() {
         true => Ok(Found::Folder),
         false => fs::read(path).map(Found::File),

@@ -15,6 +15,8 @@ pub mod course;
 pub mod data;
 pub mod event;
 pub mod graph;
+#[cfg(feature = "language")]
+pub mod language;
 pub mod network;
 pub mod problem;
 pub mod reproduce;

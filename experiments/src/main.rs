@@ -63,6 +63,9 @@ enum Command {
     /// Simulate a large network of the combined protocol; prints what it costs, exit 1 unless all
     /// nodes end identical.
     BenchSim(scale::Scale),
+    /// One MeZO node on a language model, or what a step costs; prints CSV.
+    #[cfg(feature = "language")]
+    Language(Box<rumormill_experiments::language::LanguageArgs>),
     /// Repeat a published or measured result: claim, our number, reference, verdict.
     Reproduce {
         #[command(subcommand)]
@@ -113,6 +116,8 @@ fn run(command: Command) -> Result<bool> {
         Command::AttackTable(table) => table.run(),
         Command::Compare(args) => compare::run(&args).map(|()| true),
         Command::BenchSim(scale) => scale.run(),
+        #[cfg(feature = "language")]
+        Command::Language(args) => rumormill_experiments::language::run(&args),
         Command::Reproduce { what } => reproduce::run(what),
     }
 }

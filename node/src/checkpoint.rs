@@ -45,6 +45,24 @@ pub struct Checkpoint {
     pub state: State,
 }
 
+impl Checkpoint {
+    /// What the model has beyond the base model that it grew from.
+    pub fn beyond(self, base: &State) -> Advance {
+        let Checkpoint { stand, state: mut beyond } = self;
+        beyond.subtract(base);
+        Advance { stand, beyond }
+    }
+}
+
+/// A checkpoint as something to be added: what is applied before and after comes together with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Advance {
+    /// What it is of.
+    pub stand: Stand,
+    /// The model, less the base model.
+    pub beyond: State,
+}
+
 /// The units of a layout's tensors, in its order.
 fn units(layout: &Layout) -> String {
     let of_all = layout.tensors().iter().map(|tensor| tensor.lsb_log2.to_string());

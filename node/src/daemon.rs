@@ -24,7 +24,7 @@ use rumormill::time::Time;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
-use crate::checkpoint::{Checkpoint, Stand};
+use crate::checkpoint::{Advance, Stand};
 use crate::control::{Answer, Cause, Command, Counts, MemberLine, Request as Question, Status};
 use crate::evaluator::{Evaluator, Losses, ProbeSettings, Report, Task};
 use crate::fault::{Deceit, Lab, WITNESSES_MAX, Witness};
@@ -98,7 +98,7 @@ pub struct Setup {
     /// Entries of the log.
     pub entries: Vec<Logged>,
     /// A model to go on from, if its chain is the run's.
-    pub checkpoint: Option<Checkpoint>,
+    pub checkpoint: Option<Advance>,
     /// Wait for the history to come to the checkpoint when the log does not reach so far.
     pub waits: bool,
     /// Where checkpoints are written, and how often.
@@ -294,7 +294,7 @@ pub struct Daemon {
     trust: Vec<f64>,
     weighed: u64,
     /// A checkpoint that history has not come to yet. Until then the model is not the run's.
-    awaited: Option<Checkpoint>,
+    awaited: Option<Advance>,
     checkpoints: Option<Checkpoints>,
     /// When the last checkpoint was taken, and how many heights were certified then.
     checkpoint_at: Instant,
@@ -330,9 +330,9 @@ impl Daemon {
             setup.checkpoint,
             setup.waits,
             &mut |of| match of {
-                Move::Load(state) => {
+                Move::Add(beyond) => {
                     model_from = "checkpoint";
-                    evaluator.load(state);
+                    evaluator.add(beyond);
                 }
                 Move::Apply(changes) => evaluator.apply(changes),
             },
@@ -566,12 +566,12 @@ impl Daemon {
     /// Takes the awaited checkpoint's model when history has come to it.
     fn settle_checkpoint(&mut self) -> Result<(), DaemonError> {
         let Some(fits) = self.protocol.awaited_fits() else { return Ok(()) };
-        let Some(Checkpoint { stand, state }) = self.awaited.take() else { return Ok(()) };
+        let Some(Advance { stand, beyond }) = self.awaited.take() else { return Ok(()) };
         if !fits {
             return Err(DaemonError::Checkpoint { height: stand.height, chain: stand.chain });
         }
         info!(height = stand.height, "the checkpoint fits the certified history");
-        self.evaluator.load(state);
+        self.evaluator.add(beyond);
         Ok(())
     }
 

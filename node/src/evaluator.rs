@@ -37,6 +37,10 @@ pub struct Task {
     pub population: usize,
     /// The base model.
     pub base: State,
+    /// Threads that a probe may use; small models use one, the evaluator's own.
+    pub threads: usize,
+    /// Whether the last report brings the parameters along.
+    pub keep: bool,
 }
 
 /// The numbers of a probe that the manifest fixes.
@@ -70,6 +74,8 @@ pub struct Report {
     pub test: Evaluation,
     /// A parameter is near the end of its integer range.
     pub out_of_range: bool,
+    /// The parameters, where the task asks for them.
+    pub state: Option<Arc<State>>,
 }
 
 enum Command {
@@ -78,7 +84,7 @@ enum Command {
     Rows(Arc<Vec<u32>>),
     Deceive(Option<Box<Deceit>>),
     Report(oneshot::Sender<Report>),
-    Load(Box<State>),
+    Add(Box<State>),
     Show(Vec<Change>, Box<dyn FnOnce(&State) + Send>),
 }
 
@@ -95,7 +101,9 @@ impl Evaluator {
         let (results, outbox) = mpsc::channel(RESULTS_MAX);
         let thread = std::thread::Builder::new()
             .name("evaluator".into())
-            .spawn(move || Worker::new(task, settings).work(&inbox, &results))
+            .spawn(move || {
+                within(task.threads, move || Worker::new(task, settings).work(&inbox, &results));
+            })
             .expect("the system can start a thread");
         (Evaluator { commands: Some(commands), thread: Some(thread) }, outbox)
     }
@@ -127,10 +135,10 @@ impl Evaluator {
         report
     }
 
-    /// Takes a model that the node would have come to by itself, in place of the base model; changes
-    /// that were applied before, or will be, are beyond it.
-    pub fn load(&self, state: State) {
-        self.send(Command::Load(Box::new(state)));
+    /// Adds what a checkpoint's model has beyond the base model; changes that were applied before, or
+    /// will be, are beyond it.
+    pub fn add(&self, beyond: State) {
+        self.send(Command::Add(Box::new(beyond)));
     }
 
     /// Shows the model as it stands after everything sent so far, but for `taken_back`.
@@ -158,29 +166,54 @@ impl Drop for Evaluator {
     }
 }
 
+/// Runs the evaluator where parallel loops use so many threads, itself among them.
+///
+/// A language model's matrix products otherwise take all cores in every evaluator of a process, and
+/// eight of them get in each other's way.
+#[cfg(feature = "language")]
+fn within(threads: usize, work: impl FnOnce() + Send) {
+    match rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build() {
+        Ok(pool) => pool.install(work),
+        Err(error) => {
+            tracing::warn!(%error, "no threads for compute");
+            work();
+        }
+    }
+}
+
+#[cfg(not(feature = "language"))]
+fn within(_: usize, work: impl FnOnce()) {
+    work();
+}
+
 struct Worker {
-    task: Task,
+    task: Measured,
     settings: ProbeSettings,
     /// How the node lies, if it does.
     deceit: Option<Box<Deceit>>,
     state: State,
     scratch: Scratch,
-    plus: Vec<f32>,
-    minus: Vec<f32>,
     batch: Vec<u32>,
+}
+
+/// What a worker needs of its task once it holds the state.
+struct Measured {
+    objective: Arc<dyn Objective>,
+    rows: Option<Arc<Vec<u32>>>,
+    population: usize,
+    keep: bool,
 }
 
 impl Worker {
     fn new(task: Task, settings: ProbeSettings) -> Worker {
-        let dim = task.base.layout().dim();
+        let Task { objective, rows, population, base, keep, .. } = task;
         Worker {
             deceit: None,
-            state: task.base.clone(),
+            // Moved, not copied: a model may be most of what fits.
+            state: base,
             scratch: Scratch::default(),
-            plus: vec![0.0; dim],
-            minus: vec![0.0; dim],
             batch: vec![0; settings.batch],
-            task,
+            task: Measured { objective, rows, population, keep },
             settings,
         }
     }
@@ -200,7 +233,7 @@ impl Worker {
                 Command::Report(reply) => {
                     let _ = reply.send(self.report());
                 }
-                Command::Load(state) => self.state.add_difference(&state, &self.task.base),
+                Command::Add(beyond) => self.state.add(&beyond),
                 Command::Show(mut changes, look) => {
                     // In place, so that no second model is held; adds are exact both ways.
                     self.apply(&changes);
@@ -228,26 +261,26 @@ impl Worker {
     fn measure(&mut self, probe: Probe) -> Losses {
         let ProbeSettings { run, epsilon_log2, .. } = self.settings;
         let direction = Direction::new(&run, probe.round, probe.slot);
-        self.state.write_pair(&direction, epsilon_log2, &mut self.plus, &mut self.minus);
         let mut deceit = self.deceit.take();
         let (plus, minus) = match &mut deceit {
             Some(deceit) if deceit.me == probe.of => {
                 let flipped = deceit.flipped.clone();
                 deceit.losses(probe, epsilon_log2, |whose| {
-                    self.losses(probe, whose, flipped.as_deref().filter(|_| whose.is_none()))
+                    let flipped = flipped.as_deref().filter(|_| whose.is_none());
+                    self.losses(probe, &direction, whose, flipped)
                 })
             }
-            _ => self.losses(probe, None, None),
+            _ => self.losses(probe, &direction, None, None),
         };
         self.deceit = deceit;
         Losses { probe, plus, minus }
     }
 
-    /// Losses at the pair that was written last, on the minibatch of the node that the probe names or
-    /// of a witness.
+    /// Losses along a direction on the minibatch of the node that the probe names or of a witness.
     fn losses(
         &mut self,
         probe: Probe,
+        direction: &Direction,
         whose: Option<&Witness>,
         objective: Option<&dyn Objective>,
     ) -> (f32, f32) {
@@ -267,13 +300,14 @@ impl Worker {
             }
         }
         let objective = objective.unwrap_or(&*self.task.objective);
-        objective.loss_pair(&self.plus, &self.minus, &self.batch, &mut self.scratch)
+        let epsilon_log2 = self.settings.epsilon_log2;
+        objective.probe(&self.state, direction, epsilon_log2, &self.batch, &mut self.scratch)
     }
 
     fn report(&mut self) -> Report {
-        self.state.write_view(&mut self.plus);
-        let test = self.task.objective.evaluate(&self.plus, Split::Test, &mut self.scratch);
+        let test = self.task.objective.quality(&self.state, Split::Test, &mut self.scratch);
         let out_of_range = self.state.values().iter().any(|value| value.unsigned_abs() > STATE_MAX);
-        Report { state_hash: self.state.hash(), test, out_of_range }
+        let state = self.task.keep.then(|| Arc::new(self.state.clone()));
+        Report { state_hash: self.state.hash(), test, out_of_range, state }
     }
 }

@@ -157,6 +157,8 @@ pub struct Lab {
     pub dataset: Arc<Dataset>,
     /// The model, for flipped labels.
     pub spec: ModelSpec,
+    /// The same on the data as they are.
+    pub objective: Arc<dyn Objective>,
 }
 
 impl Lab {
@@ -165,6 +167,9 @@ impl Lab {
     /// # Errors
     /// The model does not fit the data.
     pub fn flipped(&self) -> Result<Arc<dyn Objective>> {
+        if let Some(flipped) = self.objective.with_flipped_labels() {
+            return Ok(flipped);
+        }
         let dataset = Arc::new(self.dataset.with_flipped_labels());
         Ok(Arc::from(build(&self.spec, dataset).context("cannot flip the labels")?))
     }

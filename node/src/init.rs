@@ -55,12 +55,17 @@ pub fn run(args: &InitArgs) -> Result<u8> {
         _ => path.to_owned(),
     };
     let test = args.run.test.as_ref().map(|test| absolute(&test.to_string_lossy()));
+    let weights = args.run.language.weights.as_ref();
+    let weights = weights.map(|weights| absolute(&weights.to_string_lossy()));
     let format = args.run.format.map(|format| format.to_string());
     let file = RunFile {
         node: NodeSettings {
             data: absolute(&args.run.data),
             test: test.unwrap_or_default(),
             format: format.unwrap_or_default(),
+            weights: weights.unwrap_or_default(),
+            text_column: args.run.language.text_column.clone().unwrap_or_default(),
+            label_column: args.run.language.label_column.clone().unwrap_or_default(),
             ..NodeSettings::default()
         },
         run: Manifest { lab: args.lab, ..prepared.manifest },

@@ -12,6 +12,7 @@ pub mod evaluator;
 pub mod fault;
 pub mod identity;
 pub mod init;
+pub mod language;
 pub mod local;
 pub mod metrics;
 pub mod model;

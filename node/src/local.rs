@@ -80,6 +80,9 @@ pub struct LocalArgs {
     /// Give up after so many seconds
     #[arg(long, default_value_t = 900.0)]
     pub timeout: f64,
+    /// Write the tuned weights of a language model to a new folder
+    #[arg(long, value_name = "FOLDER", requires = "weights", conflicts_with = "processes")]
+    pub export: Option<PathBuf>,
     /// Print one JSON object on stdout and nothing else there
     #[arg(long)]
     pub json: bool,
@@ -288,6 +291,7 @@ pub fn run(args: &LocalArgs) -> Result<u8> {
         Err(problem) => return crate::cli::usage(problem).map(|()| 2),
     };
     prepared.manifest.lab = !args.faulty.is_empty();
+    prepared.task.threads = (cores / topology.node_count()).max(1);
     let shares = edge_shares(args, &topology)?;
     let rounds = prepared.manifest.rounds_total();
     announce(args, &topology, &prepared);
@@ -345,6 +349,7 @@ fn announce(args: &LocalArgs, topology: &Topology, prepared: &Prepared) {
         manifest.rounds_total(),
         rumormill::round::directions(manifest, topology.node_count()),
     );
+    prepared.task.objective.notes().iter().for_each(|note| eprintln!("{note}"));
 }
 
 /// The neighbors of a node, with the relative rates of the edges to them.
@@ -390,6 +395,7 @@ async fn tasks(
         crowds: Crowds::default(),
         dataset: Arc::clone(&prepared.dataset),
         spec: prepared.spec.clone(),
+        objective: Arc::clone(&prepared.task.objective),
     };
     let mut daemons = Vec::with_capacity(nodes);
     let mut handles = Vec::with_capacity(nodes);
@@ -406,6 +412,9 @@ async fn tasks(
         if sends_too_much(fault) {
             allow_oversized(&mut network);
         }
+        let mut task = prepared.task.clone();
+        task.keep =
+            args.export.is_some() && fault.is_none() && faults[..index].iter().all(Option::is_some);
         let setup = Setup {
             manifest: prepared.manifest.clone(),
             identity: Identity::from_seed(*identity.seed()),
@@ -417,7 +426,7 @@ async fn tasks(
             },
             network,
             neighbors: Neighbors::Only(BTreeMap::new()),
-            task: prepared.task.clone(),
+            task,
             shards: prepared.shards,
             labels: Arc::clone(&labels),
             store: Store::memory(),
@@ -473,6 +482,10 @@ async fn tasks(
     watcher.abort();
     if let Some(ender) = ender {
         ender.abort();
+    }
+    let state = outcomes.iter().flatten().find_map(|outcome| outcome.report.state.as_deref());
+    if let (Some(folder), Some(state)) = (&args.export, state) {
+        crate::language::export(args.run.language.weights.as_deref(), state, folder)?;
     }
     let lines = outcomes.iter().enumerate().map(|(index, outcome)| {
         NodeLine::new(index, outcome.as_ref().expect("every task was joined"))

@@ -11,7 +11,7 @@ use rumormill::data::source::DataFormat;
 use rumormill::direction::Direction;
 use rumormill::id::RunId;
 use rumormill::keys::Keys;
-use rumormill::objective::{Evaluation, ModelSpec, Scratch, Split, build};
+use rumormill::objective::{Evaluation, ModelSpec, Scratch, Split};
 use rumormill::params::{Payout, State};
 use rumormill::protocol::{Change, Config, Entry, Protocol};
 use serde_json::json;
@@ -63,8 +63,8 @@ pub struct ExportArgs {
     /// The form
     #[arg(long, value_enum, default_value = "safetensors")]
     format: ExportFormat,
-    /// Where to
-    #[arg(long, value_name = "FILE", default_value = "model.safetensors")]
+    /// Where to: a file, or a new folder for a language model
+    #[arg(long, value_name = "PATH", default_value = "model.safetensors")]
     out: PathBuf,
 }
 
@@ -128,12 +128,15 @@ impl Replayed {
         let mut state = prepared.task.base.clone();
         let kept = path_in(directory);
         let checkpoint = match !whole && kept.exists() {
-            true => Some(checkpoint::read(&kept, run, &prepared.task.base)?),
+            true => {
+                let base = &prepared.task.base;
+                Some(checkpoint::read(&kept, run, base)?.beyond(base))
+            }
             false => None,
         };
         let mut waiting: Vec<Change> = Vec::new();
         let mut moves = |of: Move| match of {
-            Move::Load(loaded) => state.add_difference(&loaded, &prepared.task.base),
+            Move::Add(beyond) => state.add(&beyond),
             Move::Apply(changes) => {
                 waiting.extend(changes);
                 // Many directions at a time are cheaper each.
@@ -223,8 +226,13 @@ pub fn run_checkpoint(args: &CheckpointArgs) -> Result<u8> {
 
 /// Runs `rumormill export`.
 pub fn run_export(args: &ExportArgs) -> Result<u8> {
-    let (_, _, stand, state) = model(&args.source)?;
+    let (file, _, stand, state) = model(&args.source)?;
+    let language = matches!(file.run.model.parse()?, ModelSpec::Language(_));
     match args.format {
+        // With the names and files of the folder that the model came from.
+        ExportFormat::Safetensors if language => {
+            crate::language::export(file.weights(), &state, &args.out)?;
+        }
         ExportFormat::Safetensors => checkpoint::export(&args.out, &stand, &state)?,
     }
     eprintln!(
@@ -260,8 +268,7 @@ pub fn run_eval(args: &EvalArgs) -> Result<u8> {
                     ours.classes
                 );
             }
-            let spec: ModelSpec = file.run.model.parse()?;
-            let objective = build(&spec, dataset.into())?;
+            let (objective, _) = file.model(&dataset.into())?;
             (data.clone(), objective.evaluate(&params, Split::Test, &mut scratch))
         }
     };

@@ -17,7 +17,7 @@ use rumormill::message::{Request, Response};
 use rumormill::params::State;
 use rumormill::protocol::{Config, EdgeRate, Entry, GradientClock};
 
-use crate::checkpoint::{self, Checkpoint};
+use crate::checkpoint::{self, Advance};
 use crate::cli::Unreachable;
 use crate::daemon::{Checkpoints, Daemon, Ending, Handle, Neighbors, Outcome, Setup};
 use crate::fault::{Crowds, Lab};
@@ -57,6 +57,12 @@ pub struct NodeArgs {
     /// Data set, instead of the one in the file: `digits`, a folder or a file
     #[arg(long, env = "RUMORMILL_DATA")]
     pub data: Option<String>,
+    /// Weights of a language model, instead of those in the file
+    #[arg(long, value_name = "PATH", env = "RUMORMILL_WEIGHTS")]
+    pub weights: Option<PathBuf>,
+    /// Write the tuned weights of a language model to a new folder at the end
+    #[arg(long, value_name = "FOLDER")]
+    pub export: Option<PathBuf>,
     /// Exchanges a second on an average edge
     #[arg(long)]
     pub edge_rate: Option<f64>,
@@ -176,6 +182,9 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     if let Some(data) = &args.data {
         file.node.data.clone_from(data);
     }
+    if let Some(weights) = &args.weights {
+        file.node.weights = weights.to_string_lossy().into_owned();
+    }
     let run = file.run.run_id();
     let directory = match &args.data_dir {
         Some(directory) => directory.clone(),
@@ -185,7 +194,10 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     // A key that is older than its log may have signed more than the log says.
     let known = Identity::exists(&directory);
     let identity = Identity::load_or_create(&directory)?;
-    let prepared = file.prepare()?;
+    let mut prepared = file.prepare()?;
+    prepared.task.threads = std::thread::available_parallelism().map_or(1, usize::from);
+    prepared.task.keep = args.export.is_some();
+    prepared.task.objective.notes().iter().for_each(|note| tracing::info!("{note}"));
     let sync = args.sync.unwrap_or(file.node.sync);
     if !directory.join(LOG_NAME).exists() {
         check_run_file(&directory, &file)?;
@@ -237,6 +249,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         crowds: Crowds::default(),
         dataset: Arc::clone(&prepared.dataset),
         spec: prepared.spec.clone(),
+        objective: Arc::clone(&prepared.task.objective),
     });
     let setup = Setup {
         config: protocol_config(args, &file.node, &identity)?,
@@ -271,6 +284,9 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     tokio::spawn(stop_on_signal(handle));
     let outcome = daemon.run().await?;
     watcher.abort();
+    if let (Some(folder), Some(state)) = (&args.export, &outcome.report.state) {
+        crate::language::export(Some(Path::new(&file.node.weights)), state, folder)?;
+    }
     finish(args, &outcome)
 }
 
@@ -280,15 +296,15 @@ fn checkpoint_of(
     directory: &Path,
     run: RunId,
     base: &State,
-) -> Result<Option<Checkpoint>> {
+) -> Result<Option<Advance>> {
     if let Some(path) = &args.resume {
-        return checkpoint::read(path, run, base).map(Some);
+        return Ok(Some(checkpoint::read(path, run, base)?.beyond(base)));
     }
     let own = checkpoint::path_in(directory);
     if !own.exists() {
         return Ok(None);
     }
-    let read = checkpoint::read(&own, run, base);
+    let read = checkpoint::read(&own, run, base).map(|read| read.beyond(base));
     Ok(read
         .inspect_err(|error| tracing::warn!("{error:#}; the model is replayed from its base"))
         .ok())

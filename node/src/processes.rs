@@ -50,6 +50,15 @@ fn spawn(
         data: args.run.data.clone(),
         test: args.run.test.as_ref().map(|t| t.display().to_string()).unwrap_or_default(),
         format: args.run.format.map(|format| format.to_string()).unwrap_or_default(),
+        weights: args
+            .run
+            .language
+            .weights
+            .as_ref()
+            .map(|w| w.display().to_string())
+            .unwrap_or_default(),
+        text_column: args.run.language.text_column.clone().unwrap_or_default(),
+        label_column: args.run.language.label_column.clone().unwrap_or_default(),
         ..NodeSettings::default()
     };
     let addresses = free_addresses(identities.len(), args.quic)?;

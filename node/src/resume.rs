@@ -10,7 +10,7 @@ use rumormill::manifest::{Manifest, ManifestError};
 use rumormill::params::State;
 use rumormill::protocol::{Change, Config, Entry, Output, Protocol};
 
-use crate::checkpoint::{Checkpoint, Stand};
+use crate::checkpoint::{Advance, Stand};
 
 /// An entry of the log, and the byte of the file it begins at.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,8 +23,8 @@ pub struct Logged {
 
 /// What is to be done to the model, in any order.
 pub enum Move {
-    /// It goes from the base model to this one, beside all that is applied.
-    Load(State),
+    /// This is added: what a checkpoint has beyond the base model.
+    Add(State),
     /// Coefficients change.
     Apply(Vec<Change>),
 }
@@ -59,10 +59,10 @@ pub fn resume(
     keys: &Keys,
     config: &Config,
     log: &[Logged],
-    checkpoint: Option<Checkpoint>,
+    checkpoint: Option<Advance>,
     waits: bool,
     moves: &mut dyn FnMut(Move),
-) -> Result<(Protocol, Option<Checkpoint>), ResumeError> {
+) -> Result<(Protocol, Option<Advance>), ResumeError> {
     if let Some(checkpoint) = checkpoint {
         let mut protocol = Protocol::new(manifest.clone(), keys.clone(), config.clone())?;
         let Stand { height, chain, .. } = checkpoint.stand;
@@ -72,7 +72,7 @@ pub fn resume(
         restore(&mut protocol, log, &mut |changes| kept.extend(changes))?;
         match protocol.awaited_fits() {
             Some(true) => {
-                moves(Move::Load(checkpoint.state));
+                moves(Move::Add(checkpoint.beyond));
                 moves(Move::Apply(kept));
                 return Ok((protocol, None));
             }

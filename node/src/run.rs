@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use rumormill::data::Dataset;
 use rumormill::data::shard::Shards;
 use rumormill::data::source::{DIGITS, DataFormat, DataSource, Found};
+use rumormill::data::text::Columns;
 use rumormill::direction::Direction;
 use rumormill::fault::Fault;
 use rumormill::id::{NodeId, Round, RunId, Slot};
@@ -21,6 +22,7 @@ use rumormill::spsa::projected_gradient;
 use serde::{Deserialize, Serialize};
 
 use crate::evaluator::Task;
+use crate::language::LanguageArgs;
 use crate::store::Sync;
 
 /// What to train and how; the same for all nodes of a run.
@@ -37,7 +39,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub format: Option<DataFormat>,
     /// Model: `softmax`, `linear[:L2]`, `logistic[:L2[:no-bias]]`, `mlp:H[,H2…]` or `cnn`
-    #[arg(long, default_value = "mlp:32")]
+    #[arg(long, default_value = "mlp:32", conflicts_with = "weights")]
     pub model: ModelSpec,
     /// How the training rows are held: `public` (every node has all), `iid`, `dirichlet:ALPHA`
     #[arg(long, default_value = "public")]
@@ -89,6 +91,9 @@ pub struct RunArgs {
     /// Name of the run
     #[arg(long, default_value = "rumormill")]
     pub name: String,
+    /// A pretrained model instead of --model.
+    #[command(flatten)]
+    pub language: LanguageArgs,
 }
 
 /// A run that can begin: the manifest and what it speaks of.
@@ -117,8 +122,10 @@ impl RunArgs {
         cores: usize,
         directions: Directions,
     ) -> Result<Prepared> {
+        let spec = self.spec()?;
         let dataset = Arc::new(self.load()?);
-        let (objective, base) = model(&self.model, &dataset, self.seed)?;
+        let weights = self.language.weights.as_deref();
+        let (objective, base) = model(&spec, &dataset, self.seed, weights)?;
         let redundancy =
             self.redundancy.unwrap_or(if self.selection == Rule::Mean { 1.0 } else { 3.0 });
         if !(1.0..=4096.0).contains(&redundancy) {
@@ -136,10 +143,10 @@ impl RunArgs {
         let mut manifest = Manifest {
             name: self.name.clone(),
             seed: self.seed,
-            model: self.model.to_string(),
+            model: spec.to_string(),
             data: dataset.name.clone(),
             data_hash: hex(&dataset.hash()),
-            base_hash: hex(&base.hash()),
+            base_hash: base_hash(&*objective, &base),
             data_mode: if public { DataMode::Public } else { DataMode::Private },
             shards: self.shards.to_string(),
             rounds: self.rounds.unwrap_or(DEFAULT_ROUNDS),
@@ -172,8 +179,7 @@ impl RunArgs {
             manifest.rounds = ((seconds / round_s) as u64).max(1);
         }
         manifest.check()?;
-        let task = Task { objective, rows: None, population: dataset.train.rows(), base };
-        let spec = self.model.clone();
+        let task = task(objective, &dataset, base);
         Ok(Prepared { manifest, dataset, spec, task, shards: self.shards, probe_s })
     }
 
@@ -185,13 +191,26 @@ impl RunArgs {
         Ok(self.source().load(&look)?)
     }
 
+    /// The model, whichever way it was named.
+    ///
+    /// # Errors
+    /// A setting of a language model that cannot be.
+    pub fn spec(&self) -> Result<ModelSpec> {
+        Ok(self.language.spec(&self.data)?.unwrap_or_else(|| self.model.clone()))
+    }
+
     fn source(&self) -> DataSource {
-        DataSource { data: self.data.clone(), test: self.test.clone(), format: self.format }
+        DataSource {
+            data: self.data.clone(),
+            test: self.test.clone(),
+            format: self.format,
+            text: self.language.columns(),
+        }
     }
 }
 
 /// What is at a path of this machine.
-fn look(path: &Path) -> std::io::Result<Found> {
+pub(crate) fn look(path: &Path) -> std::io::Result<Found> {
     match std::fs::metadata(path)?.is_dir() {
         true => Ok(Found::Folder),
         false => std::fs::read(path).map(Found::File),
@@ -207,15 +226,38 @@ const DEFAULT_ROUNDS: u64 = 1000;
 /// Probes by which the scale of the first bytes is measured.
 const SCALE_PROBES: u32 = 64;
 
+/// The same where a probe takes a good part of a second.
+const SCALE_PROBES_SLOW: u32 = 16;
+
 fn model(
     spec: &ModelSpec,
     dataset: &Arc<Dataset>,
     seed: u64,
+    weights: Option<&Path>,
 ) -> Result<(Arc<dyn Objective>, State)> {
-    let objective = build(spec, Arc::clone(dataset))?;
+    let objective = match spec {
+        ModelSpec::Language(spec) => crate::language::objective(weights, spec, dataset)?,
+        _ => Arc::from(build(spec, Arc::clone(dataset))?),
+    };
     let base = State::from_base(objective.tensors(), &objective.base(seed))
         .context("the base model cannot be represented")?;
-    Ok((Arc::from(objective), base))
+    Ok((objective, base))
+}
+
+/// The hash of everything a run begins with: the state, and what of the model is not trained.
+fn base_hash(objective: &dyn Objective, base: &State) -> String {
+    match objective.fixed_hash() {
+        None => hex(&base.hash()),
+        Some(fixed) => {
+            let both = [base.hash(), fixed].concat();
+            hex(&blake3::derive_key("rumormill v1 base model", &both))
+        }
+    }
+}
+
+fn task(objective: Arc<dyn Objective>, dataset: &Dataset, base: State) -> Task {
+    let population = dataset.train.rows();
+    Task { objective, rows: None, population, base, threads: 1, keep: false }
 }
 
 /// The scale exponent of the base model's projected gradients, and the seconds of a probe.
@@ -226,22 +268,21 @@ fn measure(
     dataset: &Dataset,
 ) -> (i32, f64) {
     let run = RunId(blake3::derive_key("rumormill v1 scale", manifest.base_hash.as_bytes()));
-    let dim = base.layout().dim();
-    let (mut plus, mut minus) = (vec![0.0; dim], vec![0.0; dim]);
     let mut scratch = Scratch::default();
     let mut batch = vec![0; manifest.batch as usize];
+    let probes = if objective.is_differentiable() { SCALE_PROBES } else { SCALE_PROBES_SLOW };
     let started = Instant::now();
-    let mut values: Vec<f64> = (0..SCALE_PROBES)
+    let mut values: Vec<f64> = (0..probes)
         .map(|slot| {
             let (round, slot) = (Round(0), Slot(slot));
             let direction = Direction::new(&run, round, slot);
-            base.write_pair(&direction, manifest.epsilon_log2, &mut plus, &mut minus);
+            let epsilon_log2 = manifest.epsilon_log2;
             minibatch(&run, &NodeId([0; 32]), round, slot, dataset.train.rows(), &mut batch);
-            let (up, down) = objective.loss_pair(&plus, &minus, &batch, &mut scratch);
-            projected_gradient(up, down, manifest.epsilon_log2)
+            let (up, down) = objective.probe(base, &direction, epsilon_log2, &batch, &mut scratch);
+            projected_gradient(up, down, epsilon_log2)
         })
         .collect();
-    let probe_s = started.elapsed().as_secs_f64() / f64::from(SCALE_PROBES);
+    let probe_s = started.elapsed().as_secs_f64() / f64::from(probes);
     (lb8::scale_exponent(&mut values).unwrap_or(0).clamp(-60, 60), probe_s)
 }
 
@@ -260,6 +301,12 @@ pub struct NodeSettings {
     pub test: String,
     /// Format of the data file; empty to go by its suffix.
     pub format: String,
+    /// Folder or file of a language model's weights; empty for other models.
+    pub weights: String,
+    /// Column of the texts; empty to go by the header.
+    pub text_column: String,
+    /// Column of the labels; empty to go by the header.
+    pub label_column: String,
     /// Addresses to listen on.
     pub listen: Vec<String>,
     /// Addresses of peers to begin with.
@@ -288,6 +335,9 @@ impl Default for NodeSettings {
             data: DIGITS.into(),
             test: String::new(),
             format: String::new(),
+            weights: String::new(),
+            text_column: String::new(),
+            label_column: String::new(),
             listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
             peers: Vec::new(),
             mdns: true,
@@ -321,7 +371,7 @@ const RUN_COMMENTS: &[(&str, &str)] = &[
     ("version", "Version of protocol and manifest."),
     ("name", "A name for people."),
     ("seed", "Seed of the base model and of the shards."),
-    ("model", "softmax, linear[:L2], logistic[:L2[:no-bias]], mlp:H[,H2…] or cnn."),
+    ("model", "softmax, linear[:L2], logistic[:L2[:no-bias]], mlp:H[,H2…], cnn or language:…"),
     ("data", "Name of the data set, for people; each node says in [node] where it is."),
     ("data_hash", "BLAKE3 of the data set as parsed."),
     ("base_hash", "BLAKE3 of the base model."),
@@ -359,6 +409,12 @@ const NODE_COMMENTS: &[(&str, &str)] = &[
     ("data", "digits (built in), a folder of MNIST-style idx files, a .csv or .libsvm file."),
     ("test", "File of held-out rows; empty: 20 % of the rows are held out."),
     ("format", "csv or libsvm, if the suffix does not tell."),
+    (
+        "weights",
+        "Folder of a language model's weights, or a llama2.c .bin; empty for other models.",
+    ),
+    ("text_column", "Column of a language model's texts, by name or number; empty: by the header."),
+    ("label_column", "Column of the labels."),
     ("listen", "Addresses to listen on; port 0 takes a free one."),
     ("peers", "Addresses of other nodes: /ip4/192.0.2.7/tcp/4001/p2p/12D3…"),
     ("mdns", "Find nodes on the local network."),
@@ -424,7 +480,23 @@ impl RunFile {
         Ok(file)
     }
 
+    /// Where a pretrained model's weights are.
+    pub fn weights(&self) -> Option<&Path> {
+        (!self.node.weights.is_empty()).then(|| Path::new(&self.node.weights))
+    }
+
+    /// The run's model on a data set, and its base model.
+    ///
+    /// # Errors
+    /// They do not fit each other.
+    pub fn model(&self, dataset: &Arc<Dataset>) -> Result<(Arc<dyn Objective>, State)> {
+        let spec = self.run.model.parse()?;
+        model(&spec, dataset, self.run.seed, self.weights())
+    }
+
     fn source(&self) -> Result<DataSource> {
+        let spec: ModelSpec = self.run.model.parse()?;
+        let named = |text: &String| (!text.is_empty()).then(|| text.clone());
         Ok(DataSource {
             data: self.node.data.clone(),
             test: (!self.node.test.is_empty()).then(|| self.node.test.clone().into()),
@@ -432,6 +504,10 @@ impl RunFile {
                 "" => None,
                 name => Some(name.parse().map_err(anyhow::Error::msg)?),
             },
+            text: matches!(spec, ModelSpec::Language(_)).then(|| Columns {
+                text: named(&self.node.text_column),
+                label: named(&self.node.label_column),
+            }),
         })
     }
 
@@ -444,13 +520,14 @@ impl RunFile {
         let ours = self.source()?;
         let source = match Path::new(data).is_file() {
             true => DataSource { test: Some(data.into()), format: format.or(ours.format), ..ours },
-            false => DataSource { data: data.into(), test: None, format },
+            false => DataSource { data: data.into(), test: None, format, ..ours },
         };
         Ok(source.load(&look)?)
     }
 
     /// Loads the data and the base model that the manifest speaks of, and compares their hashes.
     pub fn prepare(&self) -> Result<Prepared> {
+        let spec: ModelSpec = self.run.model.parse()?;
         let source = self.source()?;
         let dataset = Arc::new(source.load(&look)?);
         let found = hex(&dataset.hash());
@@ -462,13 +539,16 @@ impl RunFile {
                 self.run.data_hash
             );
         }
-        let spec: ModelSpec = self.run.model.parse()?;
-        let (objective, base) = model(&spec, &dataset, self.run.seed)?;
-        let found = hex(&base.hash());
+        let weights = self.weights();
+        let (objective, base) = self.model(&dataset)?;
+        let found = base_hash(&*objective, &base);
         if found != self.run.base_hash {
+            let remedy = match weights {
+                Some(path) => format!("{} holds other weights; take the run's", path.display()),
+                None => "it was changed by hand, or made by another version".into(),
+            };
             bail!(
-                "the base model has hash {found}, the run was made with {} (run.base_hash): it was \
-                 changed by hand, or made by another version",
+                "the base model has hash {found}, the run was made with {} (run.base_hash): {remedy}",
                 self.run.base_hash
             );
         }
@@ -476,7 +556,7 @@ impl RunFile {
             DataMode::Public => Shards::Public,
             DataMode::Private => self.run.shards.parse()?,
         };
-        let task = Task { objective, rows: None, population: dataset.train.rows(), base };
+        let task = task(objective, &dataset, base);
         Ok(Prepared { manifest: self.run.clone(), dataset, spec, task, shards, probe_s: 0.0 })
     }
 }

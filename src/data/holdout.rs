@@ -31,6 +31,7 @@ fn is_held_out(features: &Features, row: usize) -> bool {
             let row: Vec<u8> = values.row(row).iter().flat_map(|v| v.to_le_bytes()).collect();
             hasher.update(&row)
         }
+        Features::Text(texts) => hasher.update(texts[row].as_bytes()),
     };
     let hash = hasher.finalize();
     let first = hash.as_bytes().first_chunk().expect("a hash has 32 bytes");
@@ -46,6 +47,9 @@ fn select(raw: &Raw, rows: &[usize]) -> Raw {
             Features::U8 { values: pick(values, rows), scale: *scale, offset: *offset }
         }
         Features::F32(values) => Features::F32(pick(values, rows)),
+        Features::Text(texts) => {
+            Features::Text(rows.iter().map(|&row| texts[row].clone()).collect())
+        }
     };
     let labels = rows.iter().map(|&row| raw.labels[row].clone()).collect();
     Raw { features, labels, scaling: raw.scaling }

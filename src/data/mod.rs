@@ -17,6 +17,7 @@ pub mod idx;
 pub mod libsvm;
 pub mod shard;
 pub mod source;
+pub mod text;
 
 /// The largest number of classes; a larger one is a regression target mistaken for a label.
 pub const CLASSES_MAX: usize = 1000;
@@ -34,7 +35,7 @@ pub struct Dataset {
     pub name: String,
     /// The number of columns.
     pub features: usize,
-    /// The number of classes, at least two.
+    /// The number of classes, at least two; one where texts have no labels.
     pub classes: usize,
     /// The text of every class's label, in order of class number.
     pub class_names: Vec<String>,
@@ -67,6 +68,8 @@ pub enum Features {
     },
     /// The features themselves, in standard layout.
     F32(Array2<f32>),
+    /// A text a row, for language models.
+    Text(Vec<String>),
 }
 
 /// What a parser makes of one file: numbers not yet scaled, labels still text.
@@ -176,6 +179,11 @@ impl Dataset {
             }
         };
         scale(&mut train.features, &mut test.features, train.scaling);
+        if let Features::Text(_) = train.features
+            && train.labels.iter().chain(&test.labels).all(String::is_empty)
+        {
+            return Ok(Dataset::unlabeled(name.into(), train.features, test.features));
+        }
         let (class_names, numbers) = classes(&train.labels)?;
         let train_labels = train.labels.iter().map(|label| numbers[label]).collect();
         let test_labels = test.labels.iter().enumerate().map(|(row, label)| {
@@ -191,6 +199,14 @@ impl Dataset {
             train: Table { features: train.features, labels: train_labels },
             test: Table { features: test.features, labels: test_labels },
         })
+    }
+
+    /// Texts without labels: one class that says nothing.
+    fn unlabeled(name: String, train: Features, test: Features) -> Dataset {
+        let table = |features: Features| Table { labels: vec![0; features.rows()], features };
+        let class_names = vec![String::new()];
+        let (train, test) = (table(train), table(test));
+        Dataset { name, features: 1, classes: 1, class_names, train, test }
     }
 
     /// The hash of everything but the name: equal hashes train alike.
@@ -236,6 +252,13 @@ impl Table {
                     hasher.update(&bytes);
                 }
             }
+            Features::Text(texts) => {
+                hasher.update(&[2]);
+                for text in texts {
+                    hasher.update(&(text.len() as u64).to_le_bytes());
+                    hasher.update(text.as_bytes());
+                }
+            }
         }
         let labels: Vec<u8> = self.labels.iter().flat_map(|label| label.to_le_bytes()).collect();
         hasher.update(&labels);
@@ -248,6 +271,7 @@ impl Features {
         match self {
             Features::U8 { values, .. } => values.nrows(),
             Features::F32(values) => values.nrows(),
+            Features::Text(texts) => texts.len(),
         }
     }
 
@@ -256,6 +280,7 @@ impl Features {
         match self {
             Features::U8 { values, .. } => values.ncols(),
             Features::F32(values) => values.ncols(),
+            Features::Text(_) => 1,
         }
     }
 
@@ -263,14 +288,14 @@ impl Features {
     pub(crate) fn offset(&self) -> f32 {
         match *self {
             Features::U8 { offset, .. } => offset,
-            Features::F32(_) => 0.0,
+            Features::F32(_) | Features::Text(_) => 0.0,
         }
     }
 
     /// Writes a row's features.
     ///
     /// # Panics
-    /// If there is no such row, or `out` is not as long as a row.
+    /// If there is no such row, `out` is not as long as a row, or the rows are texts.
     pub fn write_row(&self, row: usize, out: &mut [f32]) {
         match self {
             Features::U8 { values, scale, offset } => {
@@ -281,6 +306,7 @@ impl Features {
                 }
             }
             Features::F32(values) => out.copy_from_slice(slice(values.row(row))),
+            Features::Text(_) => panic!("a text has no numbers"),
         }
     }
 }
@@ -349,6 +375,7 @@ fn widen(features: &mut Features, columns: usize) {
     match features {
         Features::U8 { values, .. } => *values = wide(values, columns),
         Features::F32(values) => *values = wide(values, columns),
+        Features::Text(_) => {}
     }
 }
 
@@ -390,6 +417,7 @@ fn scale(train: &mut Features, test: &mut Features, scaling: Scaling) {
             (*scale, *offset) = standardization(values);
             (*test_scale, *test_offset) = (*scale, *offset);
         }
+        (_, Features::Text(_), _) => {}
         // Bytes here are zeros and ones, and stay as they are.
         (Scaling::Magnitude, Features::U8 { .. }, _) => {}
         (_, Features::F32(train), Features::F32(test)) => {

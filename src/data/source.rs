@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use flate2::read::MultiGzDecoder;
 
+use super::text::{self, Columns};
 use super::{AssembleError, Dataset, Raw, csv, digits, idx, libsvm};
 
 /// Seed of the built-in task: everybody draws the same digits.
@@ -73,6 +74,8 @@ pub struct DataSource {
     pub test: Option<PathBuf>,
     /// Overrides the suffix.
     pub format: Option<DataFormat>,
+    /// Texts for a language model instead of numbers, and which columns they are in.
+    pub text: Option<Columns>,
 }
 
 /// Why there is no data set.
@@ -132,12 +135,21 @@ impl DataSource {
     /// See [`DataError`]; each names the file.
     pub fn load(&self, look: Look<'_>) -> Result<Dataset, DataError> {
         if self.data == DIGITS {
+            if self.text.is_some() {
+                let problem = "the built-in digits are no texts; name a .tsv, .csv, .jsonl or .txt \
+                               file with --data";
+                return Err(DataError::Parse { path: DIGITS.into(), problem: problem.into() });
+            }
             return Ok(digits::dataset(DIGITS_SEED));
         }
         let path = Path::new(&self.data);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let found = look(path).map_err(|source| DataError::Read { path: path.into(), source })?;
         let (train, test) = match found {
+            Found::Folder if self.text.is_some() => {
+                let problem = "is a folder; a language model's data are a file".into();
+                return Err(DataError::Parse { path: path.into(), problem });
+            }
             Found::Folder => {
                 let train = idx_pair(path, "train", look)?;
                 (train, Some(idx_pair(path, "t10k", look)?))
@@ -156,6 +168,13 @@ impl DataSource {
     }
 
     fn parse_table(&self, path: &Path, bytes: Vec<u8>) -> Result<Raw, DataError> {
+        if let Some(columns) = &self.text {
+            let bytes = unpack(path, bytes)?;
+            let problem = |problem: String| DataError::Parse { path: path.into(), problem };
+            let format = text::format_of(path).map_err(problem)?;
+            return text::parse(&bytes, format, columns)
+                .map_err(|error| problem(error.to_string()));
+        }
         let format = match self.format.or_else(|| format_of(path)) {
             Some(format) => format,
             None => return Err(DataError::Format { path: path.into() }),
@@ -265,7 +284,7 @@ mod tests {
     fn load(data: &str, files: &[(&str, &[u8])]) -> Result<Dataset, DataError> {
         let files: BTreeMap<&Path, &[u8]> =
             files.iter().map(|(name, bytes)| (Path::new(*name), *bytes)).collect();
-        let source = DataSource { data: data.into(), test: None, format: None };
+        let source = DataSource { data: data.into(), test: None, format: None, text: None };
         source.load(&|path| match files.get(path) {
             Some(bytes) => Ok(Found::File(bytes.to_vec())),
             None if files.keys().any(|file| file.starts_with(path)) => Ok(Found::Folder),

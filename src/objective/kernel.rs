@@ -25,6 +25,7 @@ impl Sparse {
         match features {
             Features::U8 { values, scale, .. } => self.take_bytes(slice(values.row(row)), *scale),
             Features::F32(values) => self.take(slice(values.row(row)), |value| value != 0.0),
+            Features::Text(_) => unreachable!("texts are refused when the model is built"),
         }
     }
 

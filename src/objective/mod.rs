@@ -16,7 +16,10 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::data::{Dataset, Table};
+use crate::data::{Dataset, Features, Table};
+use crate::direction::Direction;
+use crate::language::spec::{LanguageSpec, LanguageSpecError};
+use crate::params::State;
 pub use crate::params::TensorSpec;
 
 mod cnn;
@@ -60,6 +63,61 @@ pub trait Objective: Send + Sync {
     /// # Panics
     /// If `params` is not as long as the tensors together.
     fn evaluate(&self, params: &[f32], split: Split, scratch: &mut Scratch) -> Evaluation;
+
+    /// The losses at both ends of a probe: those of [`Objective::loss_pair`] at what
+    /// [`State::write_pair`] writes.
+    ///
+    /// # Panics
+    /// As [`Objective::loss_pair`].
+    fn probe(
+        &self,
+        state: &State,
+        direction: &Direction,
+        epsilon_log2: i32,
+        batch: &[u32],
+        scratch: &mut Scratch,
+    ) -> (f32, f32) {
+        // Taken out, as the objective borrows the rest.
+        let [mut plus, mut minus] = std::mem::take(&mut scratch.ends);
+        plus.resize(state.layout().dim(), 0.0);
+        minus.resize(state.layout().dim(), 0.0);
+        state.write_pair(direction, epsilon_log2, &mut plus, &mut minus);
+        let losses = self.loss_pair(&plus, &minus, batch, scratch);
+        scratch.ends = [plus, minus];
+        losses
+    }
+
+    /// [`Objective::evaluate`] at a state.
+    fn quality(&self, state: &State, split: Split, scratch: &mut Scratch) -> Evaluation {
+        let [mut view, other] = std::mem::take(&mut scratch.ends);
+        view.resize(state.layout().dim(), 0.0);
+        state.write_view(&mut view);
+        let evaluation = self.evaluate(&view, split, scratch);
+        scratch.ends = [view, other];
+        evaluation
+    }
+
+    /// A hash of whatever the losses depend on beside parameters and data: weights that are not
+    /// trained, a tokenizer. `None` if there is no such thing.
+    fn fixed_hash(&self) -> Option<[u8; 32]> {
+        None
+    }
+
+    /// The same model with class `c` called `C − 1 − c` in training, if it has to be made from this one:
+    /// what a node that flips labels learns from.
+    fn with_flipped_labels(&self) -> Option<Arc<dyn Objective>> {
+        None
+    }
+
+    /// Whether [`Objective::gradient`] exists.
+    fn is_differentiable(&self) -> bool {
+        true
+    }
+
+    /// What people should know of the data as the model sees them, a line each.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// The mean loss over rows of the training table, and its gradient, written to `out`.
     ///
@@ -121,6 +179,11 @@ pub struct Evaluation {
 /// Buffers that probes reuse; one a thread.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
+    /// The parameters at both ends of a probe.
+    ends: [Vec<f32>; 2],
+    /// A language model's weights.
+    #[cfg(feature = "language")]
+    pub(crate) weights: crate::language::Slot,
     /// The non-zero inputs of a layer, at the plus or at both ends.
     inputs: kernel::Sparse,
     /// The non-zero inputs of a layer at the minus end.
@@ -175,6 +238,8 @@ pub enum ModelSpec {
         /// The sizes, first hidden layer first.
         hidden: Vec<usize>,
     },
+    /// `language:…`: a pretrained transformer, whose weights are in a folder.
+    Language(LanguageSpec),
 }
 
 /// The largest size of a hidden layer; a guess at what one-scalar updates can still train.
@@ -187,7 +252,8 @@ pub const DEPTH_MAX: usize = 8;
 pub const PARAMETERS_MAX: usize = 1 << 28;
 
 /// The names of models, for messages.
-const KNOWN: &str = "softmax, linear[:L2], logistic[:L2[:no-bias]], mlp:H[,H2…] and cnn";
+const KNOWN: &str = "softmax, linear[:L2], logistic[:L2[:no-bias]], mlp:H[,H2…] and cnn; a pretrained \
+                     transformer is named with --weights";
 
 /// Why a text names no model.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -204,6 +270,9 @@ pub enum ModelSpecError {
     /// A penalty that is none.
     #[error("penalty {0:?} is not a number from 0 on")]
     Penalty(String),
+    /// A language model that is none.
+    #[error(transparent)]
+    Language(#[from] LanguageSpecError),
 }
 
 impl FromStr for ModelSpec {
@@ -217,6 +286,7 @@ impl FromStr for ModelSpec {
         match (word, rest) {
             ("softmax", None) => Ok(ModelSpec::Softmax),
             ("cnn", None) => Ok(ModelSpec::Cnn),
+            ("language", Some(spec)) => Ok(ModelSpec::Language(spec.parse()?)),
             ("linear", None) => Ok(ModelSpec::Linear { l2: 0.0 }),
             ("linear", Some(l2)) => Ok(ModelSpec::Linear { l2: penalty(l2)? }),
             ("logistic", None) => Ok(ModelSpec::Logistic { l2: 0.0, bias: true }),
@@ -253,6 +323,7 @@ impl fmt::Display for ModelSpec {
         match self {
             ModelSpec::Softmax => f.write_str("softmax"),
             ModelSpec::Cnn => f.write_str("cnn"),
+            ModelSpec::Language(spec) => write!(f, "language:{spec}"),
             ModelSpec::Linear { l2: 0.0 } => f.write_str("linear"),
             ModelSpec::Linear { l2 } => write!(f, "linear:{l2:?}"),
             ModelSpec::Logistic { l2: 0.0, bias: true } => f.write_str("logistic"),
@@ -284,6 +355,14 @@ pub enum BuildError {
     /// A model beyond [`PARAMETERS_MAX`].
     #[error("the model has {0} parameters; at most {PARAMETERS_MAX} are supported")]
     Parameters(usize),
+    /// Texts for a model of numbers.
+    #[error(
+        "the model {0} learns from numbers, the data are texts; name a language model with --weights"
+    )]
+    Texts(String),
+    /// A language model without its weights.
+    #[error("a language model needs the folder of its weights; name it with --weights")]
+    Weights,
 }
 
 /// The objective of a model on a data set.
@@ -291,7 +370,14 @@ pub enum BuildError {
 /// # Errors
 /// If the model does not fit the number of classes or features, or is too large.
 pub fn build(spec: &ModelSpec, dataset: Arc<Dataset>) -> Result<Box<dyn Objective>, BuildError> {
+    if let Features::Text(_) = dataset.train.features {
+        return Err(match spec {
+            ModelSpec::Language(_) => BuildError::Weights,
+            _ => BuildError::Texts(spec.to_string()),
+        });
+    }
     let objective: Box<dyn Objective> = match spec {
+        ModelSpec::Language(_) => return Err(BuildError::Weights),
         ModelSpec::Softmax => Box::new(Network::new(dataset, &[])),
         ModelSpec::Mlp { hidden } => Box::new(Network::new(dataset, hidden)),
         ModelSpec::Linear { l2 } => Box::new(Linear::new(dataset, *l2)),
@@ -332,6 +418,7 @@ mod tests {
             "cnn",
             "mlp:32",
             "mlp:64,32,1",
+            "language:classify;head=linear",
         ] {
             assert_eq!(name.parse::<ModelSpec>().unwrap().to_string(), name);
         }

@@ -64,7 +64,7 @@ impl Network {
                     kernel::add_rows(inputs, weights, outputs);
                 }
             }
-            Features::F32(_) => {
+            Features::F32(_) | Features::Text(_) => {
                 block[0].resize(rows.len() * first.inputs, 0.0);
                 for (&row, out) in rows.iter().zip(block[0].chunks_exact_mut(first.inputs)) {
                     features.write_row(row as usize, out);

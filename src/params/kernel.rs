@@ -136,3 +136,37 @@ fn pair_block(
         }
     }
 }
+
+/// Writes `lsb · value + step · sign` for a superblock, or its beginning.
+#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+pub(super) fn end(values: &[i32], signs: &[SignBlock], lsb: f32, step: f32, out: &mut [f32]) {
+    let (values, values_rest) = values.as_chunks::<BLOCK_PARAMETERS>();
+    let (out, out_rest) = out.as_chunks_mut::<BLOCK_PARAMETERS>();
+    for ((values, signs), out) in values.iter().zip(signs).zip(out) {
+        end_block(values, *signs, lsb, step, out);
+    }
+    if !values_rest.is_empty() {
+        let len = values_rest.len();
+        let (mut block, mut ends) = ([0; BLOCK_PARAMETERS], [0.0; BLOCK_PARAMETERS]);
+        block[..len].copy_from_slice(values_rest);
+        end_block(&block, signs[values.len()], lsb, step, &mut ends);
+        out_rest.copy_from_slice(&ends[..len]);
+    }
+}
+
+#[inline(always)]
+fn end_block(
+    values: &[i32; BLOCK_PARAMETERS],
+    mut words: SignBlock,
+    lsb: f32,
+    step: f32,
+    out: &mut [f32; BLOCK_PARAMETERS],
+) {
+    for (values, out) in values.as_chunks::<ROW>().0.iter().zip(out.as_chunks_mut::<ROW>().0) {
+        for lane in 0..ROW {
+            let signed = f32::from_bits(step.to_bits() ^ words[lane] & 1 << 31);
+            out[lane] = values[lane] as f32 * lsb + signed;
+            words[lane] <<= 1;
+        }
+    }
+}

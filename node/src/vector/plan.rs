@@ -253,6 +253,12 @@ fn check(args: &LocalArgs, topology: &Topology) -> Result<()> {
     let VectorArgs { unit_ms, exchange_factor, margin, penalty, smoothness, momentum, .. } =
         &args.vector;
     let name = args.algorithm.name();
+    if args.run.language.weights.is_some() {
+        crate::cli::usage(format!(
+            "--algorithm {name} differentiates, --weights is trained without gradients; use rumormill or \
+             justonebyte"
+        ))?;
+    }
     for (flag, value) in [
         ("--unit-ms", *unit_ms),
         ("--exchange-factor", Some(*exchange_factor)),

@@ -1,0 +1,167 @@
+//! One MeZO node on a language model, and what a step costs: what the network is compared with.
+//!
+//! MeZO (Malladi et al. 2023) is SPSA with the exact projected gradient, one direction a step:
+//! `θ ← θ − rate · s · direction`. It runs here on the same model, batches and integer state as the network,
+//! with the network's schedule: constant for 70 % of the steps, then linear to zero.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use rumormill::data::source::{DataSource, Found};
+use rumormill::data::text::Columns;
+use rumormill::direction::Direction;
+use rumormill::id::{NodeId, Round, RunId, Slot};
+use rumormill::language::{Folder, LanguageModel};
+use rumormill::objective::{ModelSpec, Objective, Scratch, Split};
+use rumormill::params::{End, Payout, State, coefficient};
+use rumormill::sample::minibatch;
+use rumormill::spsa::projected_gradient;
+
+/// What to train, and how.
+#[derive(Args)]
+pub struct LanguageArgs {
+    /// A model folder, or a llama2.c .bin.
+    #[arg(long)]
+    weights: PathBuf,
+    /// The task, as in a manifest: `language:classify;…` or `language:causal;…`.
+    #[arg(long)]
+    model: ModelSpec,
+    /// A .tsv, .csv, .jsonl or .txt file.
+    #[arg(long)]
+    data: String,
+    /// Held-out rows in a file of their own.
+    #[arg(long)]
+    test: Option<PathBuf>,
+    /// Probes; each is two forwards. With 0, only the quality of the weights as they are.
+    #[arg(long, default_value_t = 1000)]
+    probes: u64,
+    /// The rate: what a projected gradient is multiplied with.
+    #[arg(long, default_value_t = 1e-3)]
+    rate: f64,
+    /// Rows in a minibatch.
+    #[arg(long, default_value_t = 64)]
+    batch: usize,
+    /// ε = 2^E.
+    #[arg(long, default_value_t = -8, allow_negative_numbers = true, value_name = "E")]
+    epsilon_log2: i32,
+    /// Seed of directions and minibatches.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// A line of the table after so many probes.
+    #[arg(long, default_value_t = 1000)]
+    every: u64,
+    /// Time the parts of so many steps instead of training.
+    #[arg(long, default_value_t = 0)]
+    time: u32,
+}
+
+/// Trains or times, and prints CSV.
+///
+/// # Errors
+/// The model or the data cannot be had.
+pub fn run(args: &LanguageArgs) -> Result<bool> {
+    let ModelSpec::Language(spec) = &args.model else {
+        bail!(
+            "--model {} is no language model: say language:classify or language:causal",
+            args.model
+        )
+    };
+    let look = |path: &Path| match std::fs::metadata(path)?.is_dir() {
+        true => Ok(Found::Folder),
+        false => std::fs::read(path).map(Found::File),
+    };
+    let source = DataSource {
+        data: args.data.clone(),
+        test: args.test.clone(),
+        format: None,
+        text: Some(Columns::default()),
+    };
+    let dataset = source.load(&look)?;
+    let folder = Folder::read(&args.weights, &look)?;
+    let model = LanguageModel::new(&folder, spec, &dataset)?;
+    drop(folder);
+    model.notes().iter().for_each(|note| eprintln!("{note}"));
+    let mut state = State::from_base(model.tensors(), &model.base(args.seed))?;
+    match args.time {
+        0 => train(args, &model, &mut state, dataset.train.rows()),
+        steps => time(args, &model, &mut state, dataset.train.rows(), steps),
+    }
+    Ok(true)
+}
+
+fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usize) {
+    let run = RunId(blake3::derive_key("rumormill v1 mezo", &args.seed.to_le_bytes()));
+    let mut scratch = Scratch::default();
+    let mut batch = vec![0; args.batch];
+    println!("probes,seconds,held_out_loss,held_out_accuracy");
+    let started = Instant::now();
+    for step in 0..=args.probes {
+        if step % args.every == 0 || step == args.probes {
+            let quality = model.quality(state, Split::Test, &mut scratch);
+            println!(
+                "{step},{:.1},{:.5},{:.4}",
+                started.elapsed().as_secs_f64(),
+                quality.loss,
+                quality.accuracy
+            );
+        }
+        if step == args.probes {
+            break;
+        }
+        let (round, slot) = (Round(step), Slot(0));
+        let direction = Direction::new(&run, round, slot);
+        minibatch(&run, &NodeId([0; 32]), round, slot, rows, &mut batch);
+        let (plus, minus) = model.probe(state, &direction, args.epsilon_log2, &batch, &mut scratch);
+        let scalar = projected_gradient(plus, minus, args.epsilon_log2);
+        if scalar.is_finite() {
+            let left = (args.probes - step) as f64 / (0.3 * args.probes as f64);
+            let to = coefficient(-args.rate * left.min(1.0) * scalar);
+            state.apply(&[Payout { direction, from: 0, to }]);
+        }
+    }
+}
+
+/// Medians of the parts of a step, in milliseconds.
+fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usize, steps: u32) {
+    let run = RunId([1; 32]);
+    let mut scratch = Scratch::default();
+    let mut batch = vec![0; args.batch];
+    let mut view: Vec<Vec<f32>> =
+        state.layout().tensors().iter().map(|tensor| vec![0.0; tensor.len]).collect();
+    let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+    for step in 0..steps + 2 {
+        let (round, slot) = (Round(u64::from(step)), Slot(0));
+        let direction = Direction::new(&run, round, slot);
+        minibatch(&run, &NodeId([0; 32]), round, slot, rows, &mut batch);
+        let began = Instant::now();
+        model.probe(state, &direction, args.epsilon_log2, &batch, &mut scratch);
+        let probed = began.elapsed();
+        let began = Instant::now();
+        for plus in [true, false] {
+            let end = Some(End { direction: &direction, epsilon_log2: args.epsilon_log2, plus });
+            let tensors = view.iter_mut().enumerate();
+            tensors.for_each(|(index, out)| state.write_tensor(index, end, out));
+        }
+        let written = began.elapsed();
+        let began = Instant::now();
+        state.apply(&[Payout { direction, from: 0, to: coefficient(1e-6) }]);
+        let applied = began.elapsed();
+        // The first steps make the weights and fill caches.
+        if step >= 2 {
+            for (part, value) in parts.iter_mut().zip([probed, written, applied]) {
+                part.push(1e3 * value.as_secs_f64());
+            }
+        }
+    }
+    let [probe, write, apply] = parts.map(|mut part| {
+        part.sort_by(f64::total_cmp);
+        (part[part.len() / 2], part[0])
+    });
+    println!("part,median_ms,least_ms");
+    println!("step,{:.2},{:.2}", probe.0 + apply.0, probe.1 + apply.1);
+    println!("two forwards,{:.2},{:.2}", probe.0 - write.0, probe.1 - write.1);
+    println!("two view passes,{:.2},{:.2}", write.0, write.1);
+    println!("update of the state,{:.2},{:.2}", apply.0, apply.1);
+}

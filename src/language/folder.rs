@@ -1,0 +1,456 @@
+//! A model folder: configuration, weights, tokenizer. Reading is the caller's, as with data sets.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use thiserror::Error;
+
+use super::config::{Config, Kind, Stretch};
+use super::tokenizer::Tokenizer;
+use crate::data::source::{Found, Look};
+
+/// Why a folder holds no model.
+#[derive(Debug, Error)]
+pub enum FolderError {
+    /// The system refused.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file that must be there.
+    #[error("{} has no {file}; {remedy}", folder.display())]
+    Missing {
+        /// The folder.
+        folder: PathBuf,
+        /// The file.
+        file: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A file that does not say what it should.
+    #[error("{}: {problem}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        problem: String,
+    },
+    /// A tensor that the architecture needs and no file has.
+    #[error("{}: no tensor {tensor:?}, which a {model_type} model of this configuration needs", folder.display())]
+    Tensor {
+        /// The folder.
+        folder: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The architecture.
+        model_type: String,
+    },
+    /// A tensor of another shape than the configuration says.
+    #[error("{}: tensor {tensor:?} has shape {found:?}, config.json makes it {expected:?}", folder.display())]
+    Shape {
+        /// The folder.
+        folder: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// In the file.
+        found: Vec<usize>,
+        /// By the configuration.
+        expected: Vec<usize>,
+    },
+    /// A tensor of another kind of numbers.
+    #[error("{}: tensor {tensor:?} holds {dtype}; f32, f16, bf16 and f64 are read", folder.display())]
+    Numbers {
+        /// The folder.
+        folder: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it holds.
+        dtype: String,
+    },
+    /// A tokenizer of another model.
+    #[error(
+        "{}: the tokenizer has tokens up to {largest}, the model's vocabulary {vocabulary} rows: take the \
+         tokenizer of this model", folder.display()
+    )]
+    Vocabulary {
+        /// The folder.
+        folder: PathBuf,
+        /// The tokenizer's last token.
+        largest: usize,
+        /// Rows of the embedding.
+        vocabulary: usize,
+    },
+}
+
+/// What a folder holds.
+pub struct Folder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The configuration.
+    pub config: Config,
+    /// Turns texts into tokens.
+    pub tokenizer: Tokenizer,
+    /// Hash of configuration and tokenizer as files.
+    pub hash: [u8; 32],
+    /// What stands in front of the tensors' names.
+    pub prefix: String,
+    files: Vec<Vec<u8>>,
+    tensors: BTreeMap<String, Stored>,
+}
+
+/// Where a tensor's numbers are.
+struct Stored {
+    shape: Vec<usize>,
+    dtype: Dtype,
+    file: usize,
+    range: std::ops::Range<usize>,
+}
+
+const HOLDS: &str = "a model folder holds config.json, model.safetensors (or its shards with \
+                     model.safetensors.index.json) and tokenizer.json";
+
+/// Prefixes of published checkpoints.
+const PREFIXES: [&str; 6] = ["", "bert.", "roberta.", "distilbert.", "model.", "0.auto_model."];
+
+impl Folder {
+    /// Reads a folder, or a `.bin` of llama2.c with `tokenizer.bin` or a `tok….bin` beside it.
+    ///
+    /// # Errors
+    /// See [`FolderError`]; each names the file.
+    pub fn read(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
+        let found = look(path).map_err(|source| FolderError::Read { path: path.into(), source })?;
+        let folder = match found {
+            Found::File(bytes) => llama2c(path, bytes, look)?,
+            Found::Folder => safetensors(path, look)?,
+        };
+        let (largest, vocabulary) = (folder.tokenizer.size(), folder.config.vocabulary);
+        if largest > vocabulary {
+            let folder = path.into();
+            return Err(FolderError::Vocabulary { folder, largest: largest - 1, vocabulary });
+        }
+        Ok(folder)
+    }
+
+    /// The names of all tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The name in the files of a tensor that the architecture knows by `name`.
+    pub fn stored_name(&self, name: &str) -> Option<String> {
+        let plain = format!("{}{name}", self.prefix);
+        // Early checkpoints call the parts of a normalization otherwise.
+        let old = plain.replace("LayerNorm.weight", "LayerNorm.gamma");
+        let old = old.replace("LayerNorm.bias", "LayerNorm.beta");
+        [plain, name.to_owned(), old].into_iter().find(|name| self.tensors.contains_key(name))
+    }
+
+    /// A tensor's values, after a check of its shape.
+    ///
+    /// # Errors
+    /// It is not there, or of another shape or kind.
+    pub fn values(&self, stored: &str, shape: &[usize]) -> Result<Vec<f32>, FolderError> {
+        let (folder, tensor) = (self.path.clone(), stored.to_owned());
+        let Some(entry) = self.tensors.get(stored) else {
+            let model_type = self.config.model_type.clone();
+            return Err(FolderError::Tensor { folder, tensor, model_type });
+        };
+        if entry.shape != shape {
+            let (found, expected) = (entry.shape.clone(), shape.to_vec());
+            return Err(FolderError::Shape { folder, tensor, found, expected });
+        }
+        let bytes = &self.files[entry.file][entry.range.clone()];
+        numbers(bytes, entry.dtype).ok_or_else(|| FolderError::Numbers {
+            folder,
+            tensor,
+            dtype: format!("{:?}", entry.dtype),
+        })
+    }
+
+    /// All tensors as one safetensors file, with some of them replaced.
+    ///
+    /// # Errors
+    /// The library's, which has none for tensors that were read before.
+    pub fn with_replaced(
+        &self,
+        replaced: &BTreeMap<String, (Vec<usize>, Vec<u8>)>,
+    ) -> Result<Vec<u8>, FolderError> {
+        let fail = |error: safetensors::SafeTensorError| FolderError::File {
+            path: self.path.clone(),
+            problem: error.to_string(),
+        };
+        let mut views = BTreeMap::new();
+        for (name, entry) in &self.tensors {
+            let bytes = &self.files[entry.file][entry.range.clone()];
+            let view = TensorView::new(entry.dtype, entry.shape.clone(), bytes).map_err(fail)?;
+            views.insert(name.clone(), view);
+        }
+        for (name, (shape, bytes)) in replaced {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(fail)?;
+            views.insert(name.clone(), view);
+        }
+        // Python's libraries want to know where the file comes from.
+        let about = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+        safetensors::serialize(views, Some(about)).map_err(fail)
+    }
+}
+
+fn numbers(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    let halves = |widen: fn(u16) -> f32| {
+        bytes.as_chunks::<2>().0.iter().map(|b| widen(u16::from_le_bytes(*b))).collect()
+    };
+    match dtype {
+        Dtype::F32 => {
+            Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+        }
+        Dtype::F64 => {
+            Some(bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect())
+        }
+        Dtype::BF16 => Some(halves(|bits| f32::from_bits(u32::from(bits) << 16))),
+        Dtype::F16 => Some(halves(half)),
+        _ => None,
+    }
+}
+
+/// A 16-bit number, exactly.
+fn half(bits: u16) -> f32 {
+    let (exponent, fraction) = (bits >> 10 & 31, f32::from(bits & 1023));
+    let magnitude = match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        _ => (fraction + 1024.0) * 2f32.powi(i32::from(exponent) - 25),
+    };
+    if bits >> 15 == 1 { -magnitude } else { magnitude }
+}
+
+/// A file of the folder, `None` if it is not there.
+fn file(path: &Path, look: Look<'_>) -> Result<Option<Vec<u8>>, FolderError> {
+    match look(path) {
+        Ok(Found::File(bytes)) => Ok(Some(bytes)),
+        Ok(Found::Folder) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FolderError::Read { path: path.into(), source }),
+    }
+}
+
+fn required(
+    folder: &Path,
+    name: &str,
+    remedy: &'static str,
+    look: Look<'_>,
+) -> Result<Vec<u8>, FolderError> {
+    file(&folder.join(name), look)?.ok_or_else(|| FolderError::Missing {
+        folder: folder.into(),
+        file: name.into(),
+        remedy,
+    })
+}
+
+fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
+    let config_bytes = required(path, "config.json", HOLDS, look)?;
+    let fail = |file: &str, problem: String| FolderError::File { path: path.join(file), problem };
+    let config = Config::parse(&config_bytes).map_err(|problem| fail("config.json", problem))?;
+    let whole = "model.safetensors";
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    match file(&path.join(whole), look)? {
+        Some(bytes) => files.push((whole.into(), bytes)),
+        None => {
+            let index_name = "model.safetensors.index.json";
+            let Some(index) = file(&path.join(index_name), look)? else {
+                let remedy = match file(&path.join("pytorch_model.bin"), look)? {
+                    Some(_) => "save the model with safe_serialization=True; pickles are not read",
+                    None => HOLDS,
+                };
+                let file = whole.into();
+                return Err(FolderError::Missing { folder: path.into(), file, remedy });
+            };
+            let index: Value = serde_json::from_slice(&index)
+                .map_err(|error| fail(index_name, error.to_string()))?;
+            let map = index.get("weight_map").and_then(Value::as_object);
+            let map = map.ok_or_else(|| fail(index_name, "has no weight_map".into()))?;
+            let mut names: Vec<&str> = map.values().filter_map(Value::as_str).collect();
+            names.sort_unstable();
+            names.dedup();
+            for name in names {
+                if name.contains(['/', '\\']) {
+                    return Err(fail(index_name, format!("{name:?} is not in the folder")));
+                }
+                let remedy = "its index names this shard; fetch it again";
+                files.push((name.into(), required(path, name, remedy, look)?));
+            }
+        }
+    }
+    let mut tensors = BTreeMap::new();
+    for (at, (name, bytes)) in files.iter().enumerate() {
+        let (header, metadata) =
+            SafeTensors::read_metadata(bytes).map_err(|error| fail(name, error.to_string()))?;
+        let begin = 8 + header;
+        for (tensor, info) in metadata.tensors() {
+            let range = begin + info.data_offsets.0..begin + info.data_offsets.1;
+            if range.end > bytes.len() {
+                return Err(fail(name, format!("is cut off in tensor {tensor:?}")));
+            }
+            let stored = Stored { shape: info.shape.clone(), dtype: info.dtype, file: at, range };
+            tensors.insert(tensor, stored);
+        }
+    }
+    let first = match config.is_decoder() {
+        true => "embed_tokens.weight",
+        false => "embeddings.word_embeddings.weight",
+    };
+    let prefix = PREFIXES.iter().find(|prefix| tensors.contains_key(&format!("{prefix}{first}")));
+    let Some(prefix) = prefix else {
+        let (folder, model_type) = (path.into(), config.model_type);
+        return Err(FolderError::Tensor { folder, tensor: first.into(), model_type });
+    };
+    let tokenizer_bytes = required(path, "tokenizer.json", HOLDS, look)?;
+    let tokenizer = Tokenizer::from_json(&tokenizer_bytes)
+        .map_err(|problem| fail("tokenizer.json", problem))?;
+    Ok(Folder {
+        path: path.into(),
+        hash: hash(&config_bytes, &tokenizer_bytes),
+        config,
+        tokenizer,
+        prefix: (*prefix).into(),
+        files: files.into_iter().map(|(_, bytes)| bytes).collect(),
+        tensors,
+    })
+}
+
+fn hash(config: &[u8], tokenizer: &[u8]) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 model folder");
+    hasher.update(&(config.len() as u64).to_le_bytes()).update(config).update(tokenizer);
+    *hasher.finalize().as_bytes()
+}
+
+/// The header of llama2.c: seven numbers.
+const HEADER: usize = 28;
+
+fn llama2c(path: &Path, bytes: Vec<u8>, look: Look<'_>) -> Result<Folder, FolderError> {
+    let fail = |problem: String| FolderError::File { path: path.into(), problem };
+    let Some(header) = bytes.get(..HEADER) else {
+        return Err(fail(
+            "is no llama2.c model: shorter than its header; name a model folder".into(),
+        ));
+    };
+    let numbers: Vec<i64> =
+        header.as_chunks::<4>().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect();
+    let [dim, hidden, layers, heads, key_heads, vocabulary, positions] = numbers[..] else {
+        return Err(fail("is no llama2.c model".into()));
+    };
+    let plausible = |value: i64| (1..1 << 20).contains(&value);
+    let sizes = [dim, hidden, layers, heads, key_heads, vocabulary.abs(), positions];
+    if !sizes.into_iter().all(plausible) || dim % heads != 0 || heads % key_heads != 0 {
+        return Err(fail("is no llama2.c model: its header has impossible sizes".into()));
+    }
+    let [dim, inner, layers, heads, key_heads, rows, positions] = sizes.map(|size| size as usize);
+    let head = dim / heads;
+    let config = Config {
+        model_type: "llama".into(),
+        vocabulary: rows,
+        hidden: dim,
+        inner,
+        layers,
+        heads,
+        key_heads,
+        head,
+        epsilon: 1e-5,
+        positions,
+        kind: Kind::Decoder {
+            theta: 10_000.0,
+            stretch: Stretch::None,
+            tied: vocabulary > 0,
+            bias: false,
+            window: None,
+        },
+    };
+    // Every array holds all layers one behind the other.
+    let keys = key_heads * head;
+    let arrays: [(&str, Vec<usize>); 9] = [
+        ("input_layernorm", vec![dim]),
+        ("self_attn.q_proj", vec![dim, dim]),
+        ("self_attn.k_proj", vec![keys, dim]),
+        ("self_attn.v_proj", vec![keys, dim]),
+        ("self_attn.o_proj", vec![dim, dim]),
+        ("post_attention_layernorm", vec![dim]),
+        ("mlp.gate_proj", vec![inner, dim]),
+        ("mlp.down_proj", vec![dim, inner]),
+        ("mlp.up_proj", vec![inner, dim]),
+    ];
+    let mut stored: Vec<u8> = Vec::new();
+    let mut tensors = BTreeMap::new();
+    let mut at = HEADER;
+    let mut take = |name: String, shape: &[usize], turned: bool| -> Result<(), FolderError> {
+        let len = 4 * shape.iter().product::<usize>();
+        let Some(values) = bytes.get(at..at + len) else {
+            return Err(fail(format!("is cut off in {name}, at byte {}", bytes.len())));
+        };
+        at += len;
+        let begin = stored.len();
+        match turned {
+            true => halves_of_heads(values, shape, head, &mut stored),
+            false => stored.extend_from_slice(values),
+        }
+        let range = begin..stored.len();
+        let entry = Stored { shape: shape.to_vec(), dtype: Dtype::F32, file: 0, range };
+        tensors.insert(name, entry);
+        Ok(())
+    };
+    take("model.embed_tokens.weight".into(), &[rows, dim], false)?;
+    for (part, shape) in &arrays {
+        let turned = ["self_attn.q_proj", "self_attn.k_proj"].contains(part);
+        for layer in 0..layers {
+            take(format!("model.layers.{layer}.{part}.weight"), shape, turned)?;
+        }
+    }
+    take("model.norm.weight".into(), &[dim], false)?;
+    if vocabulary < 0 {
+        // Two tables of angles stand in between, which follow from the sizes.
+        take("rotary tables".into(), &[2, positions, head / 2], false)?;
+        take("lm_head.weight".into(), &[rows, dim], false)?;
+    }
+    tensors.remove("rotary tables");
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut tokenizer_bytes = None;
+    for name in ["tokenizer.bin".into(), format!("tok{rows}.bin")] {
+        tokenizer_bytes = tokenizer_bytes.or(file(&folder.join(name), look)?);
+    }
+    let tokenizer_bytes = tokenizer_bytes.ok_or_else(|| FolderError::Missing {
+        folder: folder.into(),
+        file: format!("tokenizer.bin or tok{rows}.bin"),
+        remedy: "put the tokenizer of llama2.c beside its model",
+    })?;
+    let tokenizer = Tokenizer::from_scored(&tokenizer_bytes, rows)
+        .map_err(|problem| FolderError::File { path: folder.join("tokenizer.bin"), problem })?;
+    Ok(Folder {
+        path: path.into(),
+        hash: hash(header, &tokenizer_bytes),
+        config,
+        tokenizer,
+        prefix: "model.".into(),
+        files: vec![stored],
+        tensors,
+    })
+}
+
+/// Rows of queries or keys in the order of Llama's published checkpoints: llama2.c turns pairs of
+/// neighbors, these pairs half a head apart.
+fn halves_of_heads(values: &[u8], shape: &[usize], head: usize, out: &mut Vec<u8>) {
+    let row = 4 * shape[1];
+    for head in values.chunks_exact(row * head) {
+        for parity in 0..2 {
+            head.chunks_exact(row)
+                .skip(parity)
+                .step_by(2)
+                .for_each(|row| out.extend_from_slice(row));
+        }
+    }
+}

@@ -1,0 +1,577 @@
+//! Language models on small folders made here: against candle's own models, and against themselves.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use candle_transformers::models;
+use serde_json::{Value, json};
+
+use super::model;
+use super::objective::{outputs_of, tokens_of};
+use super::spec::LanguageSpec;
+use super::*;
+use crate::data::source::Found;
+use crate::data::text::{Columns, TextFormat};
+use crate::data::{Dataset, text};
+use crate::direction::Direction;
+use crate::id::{Round, RunId, Slot};
+use crate::objective::{Objective, Scratch, Split};
+use crate::params::{Payout, State, coefficient};
+use crate::sample::KeyedRng;
+
+const VOCABULARY: usize = 24;
+
+/// A folder in memory.
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+fn read(files: &Files, path: &str) -> Result<Folder, FolderError> {
+    Folder::read(Path::new(path), &|path| match files.get(path) {
+        Some(bytes) => Ok(Found::File(bytes.clone())),
+        None if files.keys().any(|file| file.starts_with(path)) => Ok(Found::Folder),
+        None => Err(io::ErrorKind::NotFound.into()),
+    })
+}
+
+/// One word a token; an encoder's text stands between two marks, a decoder's behind one.
+fn tokenizer(encoder: bool) -> Value {
+    let words = ["[CLS]", "[SEP]", "[UNK]", "bad", "good", "film", "a", "very", "not", "it", "was"];
+    let vocabulary: serde_json::Map<String, Value> =
+        words.iter().zip(0..).map(|(word, id)| ((*word).to_owned(), json!(id))).collect();
+    let special = |name: &str| json!({ "SpecialToken": { "id": name, "type_id": 0 } });
+    let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+    let single = match encoder {
+        true => json!([special("[CLS]"), text, special("[SEP]")]),
+        false => json!([special("[CLS]"), text]),
+    };
+    let mark = |id: u32, name: &str| {
+        (name.to_owned(), json!({ "id": name, "ids": [id], "tokens": [name] }))
+    };
+    let marks: serde_json::Map<String, Value> =
+        [mark(0, "[CLS]"), mark(1, "[SEP]")].into_iter().collect();
+    json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": { "type": "Whitespace" },
+        "post_processor": {
+            "type": "TemplateProcessing", "single": single, "pair": [text, text], "special_tokens": marks
+        },
+        "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]" }
+    })
+}
+
+fn config(model_type: &str) -> Value {
+    match model_type {
+        "distilbert" => json!({
+            "model_type": model_type, "vocab_size": VOCABULARY, "dim": 16, "n_layers": 2, "n_heads": 2,
+            "hidden_dim": 32, "activation": "gelu", "max_position_embeddings": 24,
+            "initializer_range": 0.02, "pad_token_id": 0
+        }),
+        "bert" | "roberta" => json!({
+            "model_type": model_type, "vocab_size": VOCABULARY, "hidden_size": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+            "hidden_act": "gelu", "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+            "max_position_embeddings": 26, "type_vocab_size": 2, "initializer_range": 0.02,
+            "layer_norm_eps": 1e-5, "pad_token_id": 1, "position_embedding_type": "absolute"
+        }),
+        _ => json!({
+            "model_type": model_type, "vocab_size": VOCABULARY, "hidden_size": 16,
+            "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "max_position_embeddings": 24, "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": model_type == "llama",
+            "sliding_window": if model_type == "mistral" { 3 } else { 24 }, "max_window_layers": 2,
+            "use_sliding_window": false
+        }),
+    }
+}
+
+type Named = Vec<(String, Vec<usize>, Vec<f32>)>;
+
+/// Random weights for a configuration, as a file.
+fn weights(config: &Value, prefix: &str) -> Named {
+    let parsed = Config::parse(config.to_string().as_bytes()).unwrap();
+    let mut rng = KeyedRng::from_seed("rumormill v1 test", 7, 0);
+    let tensors = model::tensors(&parsed).into_iter();
+    let drawn = tensors.map(|(name, shape)| {
+        let offset = if name.contains("orm") && name.ends_with("weight") { 1.0 } else { 0.0 };
+        let values = (0..shape.iter().product()).map(|_| offset + rng.symmetric(0.5)).collect();
+        let prefix = if name.starts_with("lm_head") { "" } else { prefix };
+        (format!("{prefix}{name}"), shape, values)
+    });
+    drawn.collect()
+}
+
+fn safetensors(named: &Named) -> Vec<u8> {
+    let bytes: Vec<Vec<u8>> = named
+        .iter()
+        .map(|(_, _, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        .collect();
+    let views = named.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        let view =
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
+        (name.clone(), view.unwrap())
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+fn folder_files(model_type: &str, prefix: &str) -> Files {
+    let config = config(model_type);
+    let encoder = model_type.contains("bert");
+    [
+        ("m/config.json", config.to_string().into_bytes()),
+        ("m/tokenizer.json", tokenizer(encoder).to_string().into_bytes()),
+        ("m/model.safetensors", safetensors(&weights(&config, prefix))),
+    ]
+    .map(|(name, bytes)| (PathBuf::from(name), bytes))
+    .into()
+}
+
+const ROWS: &str =
+    "a very good film\tpos\nit was not good\tneg\nbad\tneg\nnot a very bad film it was\tpos\n";
+
+fn dataset(rows: &str) -> Dataset {
+    let raw = text::parse(rows.as_bytes(), TextFormat::Tsv, &Columns::default()).unwrap();
+    Dataset::assemble("rows", raw.clone(), Some(raw)).unwrap()
+}
+
+fn passages() -> Dataset {
+    let raw = text::parse(b"a good film\n", TextFormat::Plain, &Columns::default()).unwrap();
+    let more: String = (0..40).map(|_| "it was not a very good film\n").collect();
+    let other = text::parse(more.as_bytes(), TextFormat::Plain, &Columns::default()).unwrap();
+    Dataset::assemble("passages", other, Some(raw)).unwrap()
+}
+
+fn joined(
+    files: &Files,
+    spec: &str,
+    data: &Dataset,
+) -> Result<(LanguageModel, State), LanguageError> {
+    let spec: LanguageSpec = spec.parse().unwrap();
+    let model = LanguageModel::new(&read(files, "m")?, &spec, data)?;
+    let state = State::from_base(model.tensors(), &model.base(1)).unwrap();
+    Ok((model, state))
+}
+
+const WORDS: &str = "labels=pos:good,neg:bad;tokens=24";
+
+fn close(ours: &[f32], theirs: &[f32], what: &str) {
+    assert_eq!(ours.len(), theirs.len(), "{what}");
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert!((ours - theirs).abs() < 2e-5, "{what}: {ours} {theirs}");
+    }
+}
+
+/// What candle's own model of the same weights makes of a text.
+fn candle_outputs(model_type: &str, ids: &[u32]) -> candle_core::Result<Vec<f32>> {
+    let config = config(model_type);
+    let tensors = weights(&config, if model_type.contains("bert") { "" } else { "model." });
+    let named = tensors.into_iter().map(|(name, shape, values)| {
+        (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    });
+    let weights = VarBuilder::from_tensors(named.collect(), DType::F32, &Device::Cpu);
+    let ids = Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?;
+    let zeros = ids.zeros_like()?;
+    let read = |error: serde_json::Error| candle_core::Error::Msg(error.to_string());
+    let outputs = match model_type {
+        "bert" => {
+            let config = serde_json::from_value(config).map_err(read)?;
+            models::bert::BertModel::load(weights, &config)?.forward(&ids, &zeros, None)?
+        }
+        "distilbert" => {
+            let config = serde_json::from_value(config).map_err(read)?;
+            models::distilbert::DistilBertModel::load(weights, &config)?.forward(&ids, &zeros)?
+        }
+        "roberta" => {
+            let config = serde_json::from_value(config).map_err(read)?;
+            let model = models::xlm_roberta::XLMRobertaModel::new(&config, weights)?;
+            model.forward(&ids, &ids.ones_like()?, &zeros, None, None, None)?
+        }
+        "llama" => {
+            let config: models::llama::LlamaConfig =
+                serde_json::from_value(config).map_err(read)?;
+            let config = config.into_config(false);
+            let mut cache = models::llama::Cache::new(false, DType::F32, &config, &Device::Cpu)?;
+            models::llama::Llama::load(weights, &config)?.forward(&ids, 0, &mut cache)?
+        }
+        "qwen2" => {
+            let config = serde_json::from_value(config).map_err(read)?;
+            models::qwen2::ModelForCausalLM::new(&config, weights)?.forward(&ids, 0)?
+        }
+        _ => {
+            let mut config = config;
+            config["use_flash_attn"] = json!(false);
+            let config = serde_json::from_value(config).map_err(read)?;
+            models::mistral::Model::new(&config, weights)?.forward(&ids, 0)?
+        }
+    };
+    outputs.flatten_all()?.to_vec1()
+}
+
+#[test]
+fn outputs_are_those_of_candles_own_models() {
+    for model_type in ["bert", "distilbert", "roberta", "llama", "qwen2"] {
+        let encoder = model_type.contains("bert");
+        let files = folder_files(model_type, if encoder { "" } else { "model." });
+        let (model, state) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+        for row in 0..4 {
+            let theirs = candle_outputs(model_type, &tokens_of(&model, row)).unwrap();
+            close(&outputs_of(&model, &state, row as u32), &theirs, model_type);
+        }
+    }
+}
+
+#[test]
+fn a_sliding_window_hides_what_is_far_back() {
+    // candle's mask lets a token see one more than the window; the published models do not.
+    let files = folder_files("mistral", "model.");
+    let (model, state) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+    let wide = {
+        let mut config = config("mistral");
+        config["sliding_window"] = Value::Null;
+        let mut files = files.clone();
+        files.insert("m/config.json".into(), config.to_string().into_bytes());
+        joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap()
+    };
+    // Three tokens and their mark: only the longer texts see a difference.
+    close(&outputs_of(&model, &state, 2), &outputs_of(&wide.0, &wide.1, 2), "short");
+    assert_ne!(outputs_of(&model, &state, 3), outputs_of(&wide.0, &wide.1, 3));
+    let theirs = candle_outputs("mistral", &tokens_of(&model, 2)).unwrap();
+    close(&outputs_of(&model, &state, 2), &theirs, "mistral");
+}
+
+#[test]
+fn a_probe_is_the_losses_at_the_ends_and_the_same_every_time() {
+    for (model_type, spec) in [("bert", "classify"), ("llama", "classify"), ("qwen2", "causal")] {
+        let encoder = model_type == "bert";
+        let files = folder_files(model_type, if encoder { "bert." } else { "model." });
+        let data = if spec == "causal" { passages() } else { dataset(ROWS) };
+        let words = if spec == "causal" { "tokens=24" } else { WORDS };
+        let (model, state) = joined(&files, &format!("{spec};{words}"), &data).unwrap();
+        let direction = Direction::new(&RunId([3; 32]), Round(1), Slot(0));
+        let mut ends = [vec![0.0; state.layout().dim()], vec![0.0; state.layout().dim()]];
+        let [plus, minus] = &mut ends;
+        state.write_pair(&direction, -6, plus, minus);
+        let mut scratch = Scratch::default();
+        let batch = [1, 0, 1];
+        let probe = model.probe(&state, &direction, -6, &batch, &mut scratch);
+        let losses = model.loss_pair(plus, minus, &batch, &mut scratch);
+        let again = model.probe(&state, &direction, -6, &batch, &mut Scratch::default());
+        assert_eq!((probe, probe), (losses, again), "{model_type}");
+        assert!(probe.0.is_finite() && probe.0 != probe.1, "{model_type} {probe:?}");
+    }
+}
+
+#[test]
+fn packed_texts_do_not_see_each_other() {
+    let files = folder_files("bert", "");
+    let (model, state) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+    let direction = Direction::new(&RunId([3; 32]), Round(0), Slot(0));
+    let mut loss = |batch: &[u32]| {
+        let mut scratch = Scratch::default();
+        f64::from(model.probe(&state, &direction, -6, batch, &mut scratch).0)
+    };
+    let alone: f64 = (0..4).map(|row| loss(&[row])).sum();
+    assert!((loss(&[0, 1, 2, 3]) - alone / 4.0).abs() < 1e-6);
+}
+
+#[test]
+fn a_budget_of_tokens_leaves_rows_out() {
+    let files = folder_files("bert", "");
+    let probe = |spec: &str, batch: &[u32]| {
+        let (model, state) =
+            joined(&files, &format!("classify;{spec}{WORDS}"), &dataset(ROWS)).unwrap();
+        let direction = Direction::new(&RunId([3; 32]), Round(0), Slot(0));
+        model.probe(&state, &direction, -6, batch, &mut Scratch::default())
+    };
+    // Six tokens each with their marks.
+    assert_eq!(probe("budget=12;", &[0, 1, 2]), probe("", &[0, 1]));
+    assert_eq!(probe("budget=2;", &[1, 0, 2]), probe("", &[1]));
+}
+
+#[test]
+fn frozen_layers_are_computed_once_and_give_the_same_losses() {
+    let files = folder_files("bert", "");
+    let data = dataset(ROWS);
+    let quality = |train: &str| {
+        let (model, state) = joined(&files, &format!("classify;{train}{WORDS}"), &data).unwrap();
+        let mut scratch = Scratch::default();
+        let first = model.quality(&state, Split::Train, &mut scratch);
+        assert_eq!(first, model.quality(&state, Split::Train, &mut scratch), "{train}");
+        let test = model.quality(&state, Split::Test, &mut scratch);
+        assert!((first.loss - test.loss).abs() < 1e-6, "{train}");
+        first.loss
+    };
+    let all = quality("");
+    for train in ["encoder.layer.1.*|classifier.*", "classifier.*", ".*output.LayerNorm.*"] {
+        assert!((quality(&format!("train={train};")) - all).abs() < 1e-6, "{train}");
+    }
+}
+
+#[test]
+fn adapters_start_at_the_base_and_are_multiplied_out() {
+    for (model_type, prefix) in [("bert", "bert."), ("llama", "model."), ("distilbert", "")] {
+        let files = folder_files(model_type, prefix);
+        let spec = format!("classify;lora=2;{WORDS}");
+        let (plain, base) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+        let (tuned, mut state) = joined(&files, &spec, &dataset(ROWS)).unwrap();
+        let mut scratch = Scratch::default();
+        let loss = |model: &LanguageModel, state: &State, scratch: &mut Scratch| {
+            model.quality(state, Split::Test, scratch).loss
+        };
+        let start = loss(&tuned, &state, &mut scratch);
+        assert!((start - loss(&plain, &base, &mut scratch)).abs() < 1e-6, "{model_type}");
+        step(&mut state, 0.05);
+        let after = loss(&tuned, &state, &mut scratch);
+        assert!((after - start).abs() > 1e-4, "{model_type}");
+        let mut exported = files.clone();
+        let file = export(&read(&files, "m").unwrap(), &state).unwrap();
+        exported.insert("m/model.safetensors".into(), file);
+        let (again, state) =
+            joined(&exported, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+        assert!((loss(&again, &state, &mut scratch) - after).abs() < 1e-5, "{model_type}");
+    }
+}
+
+fn step(state: &mut State, size: f64) {
+    let direction = Direction::new(&RunId([9; 32]), Round(0), Slot(1));
+    state.apply(&[Payout { direction, from: 0, to: coefficient(size) }]);
+}
+
+#[test]
+fn tuned_weights_survive_export_under_the_folders_names() {
+    let files = folder_files("roberta", "roberta.");
+    let spec = format!("classify;train=.*layer.1.*|classifier.*;{WORDS}");
+    let (tuned, mut state) = joined(&files, &spec, &dataset(ROWS)).unwrap();
+    step(&mut state, 0.03);
+    let folder = read(&files, "m").unwrap();
+    let file = export(&folder, &state).unwrap();
+    let mut exported = files.clone();
+    exported.insert("m/model.safetensors".into(), file);
+    let names = |folder: &Folder| folder.names().map(str::to_owned).collect::<Vec<_>>();
+    let mut expected = names(&folder);
+    expected.extend(["classifier.bias".into(), "classifier.weight".into()]);
+    expected.sort();
+    assert_eq!(names(&read(&exported, "m").unwrap()), expected);
+    let (again, base) = joined(&exported, &spec, &dataset(ROWS)).unwrap();
+    let mut scratch = Scratch::default();
+    let losses =
+        [(&tuned, &state), (&again, &base)].map(|(m, s)| m.quality(s, Split::Test, &mut scratch));
+    assert!((losses[0].loss - losses[1].loss).abs() < 1e-6, "{losses:?}");
+}
+
+#[test]
+fn weights_that_are_not_trained_count_in_the_identity() {
+    let files = folder_files("bert", "");
+    let hash = |files: &Files, train: &str| {
+        let (model, state) =
+            joined(files, &format!("classify;train={train};{WORDS}"), &dataset(ROWS)).unwrap();
+        (model.fixed_hash().unwrap(), state.hash())
+    };
+    let mut other = weights(&config("bert"), "");
+    other[0].2[5] += 0.25;
+    let mut changed = files.clone();
+    changed.insert("m/model.safetensors".into(), safetensors(&other));
+    let (frozen, trained) = (hash(&files, "classifier.*"), hash(&changed, "classifier.*"));
+    assert!(frozen.0 != trained.0 && frozen.1 == trained.1);
+    assert_ne!(hash(&files, ".*").1, hash(&changed, ".*").1);
+}
+
+#[test]
+fn labels_can_be_flipped() {
+    let files = folder_files("bert", "");
+    let (model, state) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+    let flipped = model.with_flipped_labels().unwrap();
+    let quality =
+        |model: &dyn Objective, split| model.quality(&state, split, &mut Scratch::default());
+    let honest = quality(&model, Split::Train);
+    assert!((quality(&*flipped, Split::Train).accuracy + honest.accuracy - 1.0).abs() < 1e-9);
+    assert_eq!(quality(&*flipped, Split::Test), quality(&model, Split::Test));
+}
+
+#[test]
+fn a_model_in_shards_is_the_model_in_one_file() {
+    let mut files = folder_files("llama", "model.");
+    let spec = format!("classify;{WORDS}");
+    let whole = joined(&files, &spec, &dataset(ROWS)).unwrap().1.hash();
+    files.remove(Path::new("m/model.safetensors"));
+    let all = weights(&config("llama"), "model.");
+    let (a, b) = all.split_at(5);
+    let map: serde_json::Map<String, Value> =
+        (a.iter().map(|t| (t.0.clone(), json!("a.safetensors"))))
+            .chain(b.iter().map(|t| (t.0.clone(), json!("b.safetensors"))))
+            .collect();
+    let index = json!({ "weight_map": map }).to_string().into_bytes();
+    files.insert("m/model.safetensors.index.json".into(), index);
+    files.insert("m/a.safetensors".into(), safetensors(&a.to_vec()));
+    let error = joined(&files, &spec, &dataset(ROWS)).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("m has no b.safetensors") && error.contains("index"), "{error}");
+    files.insert("m/b.safetensors".into(), safetensors(&b.to_vec()));
+    assert_eq!(joined(&files, &spec, &dataset(ROWS)).unwrap().1.hash(), whole);
+}
+
+#[test]
+fn wrong_folders_are_refused_with_what_is_wrong_and_what_helps() {
+    let files = folder_files("bert", "");
+    let error = |name: &str, bytes: Option<&[u8]>| {
+        let mut files = files.clone();
+        match bytes {
+            Some(bytes) => files.insert(PathBuf::from("m").join(name), bytes.to_vec()),
+            None => files.remove(&PathBuf::from("m").join(name)),
+        };
+        let made = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS));
+        made.map(|_| ()).unwrap_err().to_string()
+    };
+    let mut fat = tokenizer(true);
+    fat["model"]["vocab"]["extra"] = json!(VOCABULARY + 3);
+    let fat = fat.to_string();
+    let mut missing = weights(&config("bert"), "");
+    let named = missing.remove(7).0;
+    let missing = safetensors(&missing);
+    let mut narrow = weights(&config("bert"), "");
+    narrow[7].1.push(1);
+    let narrow = safetensors(&narrow);
+    for (name, bytes, says) in [
+        ("config.json", None, vec!["m has no config.json", "tokenizer.json"]),
+        ("tokenizer.json", None, vec!["m has no tokenizer.json"]),
+        ("model.safetensors", None, vec!["m has no model.safetensors", "shards"]),
+        (
+            "config.json",
+            Some(&b"{\"model_type\": \"t5\"}"[..]),
+            vec!["t5", "supported are bert", "qwen2"],
+        ),
+        ("tokenizer.json", Some(fat.as_bytes()), vec!["tokens up to 27", "24 rows"]),
+        ("tokenizer.json", Some(b"{}"), vec!["m/tokenizer.json"]),
+        ("model.safetensors", Some(b"garbage"), vec!["m/model.safetensors"]),
+        ("model.safetensors", Some(&missing), vec![&named, "bert"]),
+        ("model.safetensors", Some(&narrow), vec![&named, "config.json makes it"]),
+    ] {
+        let error = error(name, bytes);
+        assert!(says.iter().all(|part| error.contains(part)), "{name}: {error}");
+    }
+    let mut pickled = files.clone();
+    pickled.remove(Path::new("m/model.safetensors"));
+    pickled.insert("m/pytorch_model.bin".into(), vec![1]);
+    let error = read(&pickled, "m").map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("safe_serialization"), "{error}");
+}
+
+#[test]
+fn files_cut_off_anywhere_are_errors() {
+    let files = folder_files("llama", "model.");
+    let whole = &files[Path::new("m/model.safetensors")];
+    for len in (0..whole.len()).step_by(97) {
+        let mut files = files.clone();
+        files.insert("m/model.safetensors".into(), whole[..len].to_vec());
+        assert!(read(&files, "m").is_err(), "{len}");
+    }
+}
+
+#[test]
+fn settings_that_do_not_fit_the_model_or_the_data_are_refused() {
+    let (bert, llama) = (folder_files("bert", ""), folder_files("llama", "model."));
+    let numbers = dataset("a good film\t1\nit was bad\t0\n");
+    let passages = passages();
+    let rows = dataset(ROWS);
+    for (files, spec, data, says) in [
+        (&bert, "classify;tokens=27", &rows, "at most 26"),
+        (&bert, "classify;tokens=9;train=nothing", &rows, "matches the whole name of no tensor"),
+        (&bert, "classify;tokens=9;train=(", &rows, "no regular expression"),
+        (&bert, "classify;tokens=9;labels=pos:good", &rows, "no word for label \"neg\""),
+        (&bert, "classify;tokens=9;labels=pos:good,neg:bad,x:it", &rows, "\"x\", which no row has"),
+        (&bert, "classify;tokens=9", &numbers, "--labels 0:WORD"),
+        (&bert, "causal;tokens=9", &passages, "does not predict the next token"),
+        (&bert, "classify;tokens=9", &passages, "--task causal"),
+        (&llama, "classify;tokens=9;labels=pos:very good,neg:very bad", &rows, "same token"),
+        (&llama, "classify;tokens=2;template={} it was;labels=pos:good,neg:bad", &rows, "no room"),
+    ] {
+        let error = joined(files, spec, data).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(says), "{spec}: {error}");
+    }
+    assert!(joined(&bert, "classify;tokens=9;head=linear", &numbers).is_ok());
+}
+
+#[test]
+fn long_texts_are_cut_and_counted_and_keep_the_templates_end() {
+    let files = folder_files("llama", "model.");
+    let spec = "classify;tokens=6;template=a {} it was;labels=pos:good,neg:bad";
+    let (model, _) = joined(&files, spec, &dataset(ROWS)).unwrap();
+    assert_eq!(tokens_of(&model, 0), [0, 6, 6, 7, 9, 10]);
+    assert_eq!(tokens_of(&model, 2), [0, 6, 3, 9, 10]);
+    let notes = model.notes().join("\n");
+    assert!(notes.contains("3 of 4 training texts") && notes.contains("longer than 6"), "{notes}");
+}
+
+/// The published small model of llama2.c, with the losses that its README gives.
+#[test]
+fn stories_has_its_golden_losses() {
+    let root = "data/stories260k";
+    let (Some(model_bytes), Some(tokens)) = (
+        crate::shared(&format!("{root}/stories260K.bin")),
+        crate::shared(&format!("{root}/tok512.bin")),
+    ) else {
+        return;
+    };
+    let files: Files =
+        [("s/m.bin", model_bytes), ("s/tok512.bin", tokens)].map(|(n, b)| (n.into(), b)).into();
+    let folder = read(&files, "s/m.bin").unwrap();
+    for (line, count, loss) in [
+        (
+            "Once upon a time, there was a little girl named Lily. She loved to play outside in the \
+             park with her friends.",
+            35,
+            0.19790,
+        ),
+        (
+            "The quarterly revenue report exceeded analyst expectations by a significant margin.",
+            58,
+            4.18970,
+        ),
+    ] {
+        let raw = text::parse(line.as_bytes(), TextFormat::Plain, &Columns::default()).unwrap();
+        let data = Dataset::assemble("line", raw.clone(), Some(raw)).unwrap();
+        let model = LanguageModel::new(&folder, &"causal".parse().unwrap(), &data).unwrap();
+        let state = State::from_base(model.tensors(), &model.base(1)).unwrap();
+        assert_eq!((tokens_of(&model, 0).len() - 1, state.layout().dim()), (count, 260_032));
+        let quality = model.quality(&state, Split::Test, &mut Scratch::default());
+        assert!((quality.loss - loss).abs() < 1e-5, "{quality:?}");
+    }
+}
+
+/// The published sentence encoder, where `RUMORMILL_MINILM` names its folder; the numbers are PyTorch's
+/// (`experiments/results/2026-11-25-language/torch_forward.py`).
+#[test]
+fn minilm_agrees_with_pytorch() {
+    let Some(path) = std::env::var_os("RUMORMILL_MINILM").map(PathBuf::from) else {
+        println!("skipped: RUMORMILL_MINILM names no folder");
+        return;
+    };
+    let golden: Value =
+        serde_json::from_str(include_str!("../../tests/fixtures/minilm.json")).unwrap();
+    let golden = golden.as_array().unwrap();
+    let lines: String = golden
+        .iter()
+        .map(|row| {
+            format!("{}\t{}\n", row["text"].as_str().unwrap(), row["text"].as_str().unwrap().len())
+        })
+        .collect();
+    let folder = Folder::read(&path, &|path| match path.is_dir() {
+        true => Ok(Found::Folder),
+        false => std::fs::read(path).map(Found::File),
+    })
+    .unwrap();
+    let spec = "classify;head=linear;train=classifier.*".parse().unwrap();
+    let model = LanguageModel::new(&folder, &spec, &dataset(&lines)).unwrap();
+    let state = State::from_base(model.tensors(), &model.base(1)).unwrap();
+    for (row, golden) in golden.iter().enumerate() {
+        let numbers = |key: &str| -> Vec<f32> {
+            golden[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+        };
+        let tokens: Vec<f32> = tokens_of(&model, row).iter().map(|&id| id as f32).collect();
+        assert_eq!(tokens, numbers("tokens"));
+        let hidden = outputs_of(&model, &state, row as u32);
+        close(&hidden[..16], &numbers("first"), "first token");
+        close(&hidden[hidden.len() - 384..][..16], &numbers("last"), "last token");
+    }
+}
