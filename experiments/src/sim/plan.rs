@@ -93,6 +93,7 @@ impl Plan {
             data: scenario.task.data.clone(),
             test: scenario.task.test.clone(),
             format: scenario.task.format,
+            text: None,
         };
         let dataset = source.load(&look).map_err(|error| format!("task.data: {error}"))?;
         let dataset = Arc::new(dataset);
