@@ -64,10 +64,10 @@ pub struct Scale {
     #[arg(long, default_value_t = 0.0)]
     loss: f64,
     /// Rounds that a node may run beyond the ones it has closed.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 16)]
     staleness: u32,
     /// Exchanges a second on an edge, of both ends together; a probe takes 10 ms.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 2.0)]
     edge_rate: f64,
     /// Encode and decode every frame; otherwise frames are passed on as values and only counted.
     #[arg(long)]
