@@ -172,6 +172,7 @@ fn quarter_round(x: &mut Lanes, [a, b, c, d]: [usize; 4]) {
     mix(x, [c, d, b], 7);
 }
 
+#[expect(clippy::needless_range_loop, reason = "one lane of three rows, of one array")]
 #[inline(always)]
 fn mix(x: &mut Lanes, [to, from, mixed]: [usize; 3], bits: u32) {
     for lane in 0..LANES {
