@@ -15,6 +15,7 @@
 //! neighboring parameters take the same bit of sixteen neighboring words, which is what a vector
 //! unit wants: one shift and one sign flip per row of sixteen.
 
+use multiversion::multiversion;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
@@ -26,6 +27,12 @@ pub const BLOCK_PARAMETERS: usize = 512;
 /// The words of one ChaCha block; bit `31 − row` of word `lane` is the sign of parameter
 /// `16·row + lane` of the block.
 pub type SignBlock = [u32; 16];
+
+/// Blocks that are generated side by side.
+pub(crate) const LANES: usize = 8;
+
+/// The words of so many blocks.
+type Lanes = [[u32; LANES]; 16];
 
 const CONTEXT: &str = "rumormill v1 direction";
 
@@ -69,6 +76,19 @@ impl Direction {
         }
     }
 
+    /// Writes the signs of neighboring blocks, `LANES` of them at a time side by side: word by word,
+    /// and in each word block by block.
+    pub(crate) fn sign_lanes(&self, tensor: usize, first_block: u64, out: &mut [u32]) {
+        let mut input = input_of([self; LANES], tensor);
+        let out = out.as_chunks_mut::<LANES>().0.chunks_mut(16);
+        for (block, out) in (first_block..).step_by(LANES).zip(out) {
+            for (lane, block) in (0..LANES).zip(block..) {
+                (input[12][lane], input[13][lane]) = (block as u32, (block >> 32) as u32);
+            }
+            chacha8(&input, out);
+        }
+    }
+
     /// The sign, +1 or −1, of parameter `p` of a tensor.
     ///
     /// The slow and obvious form, for tests and for looking at single parameters.
@@ -90,9 +110,102 @@ impl Direction {
     }
 }
 
+/// Writes the signs of one block of a tensor for several directions.
+pub(crate) fn sign_words_of(
+    directions: [&Direction; LANES],
+    tensor: usize,
+    block: u64,
+    out: [&mut SignBlock; LANES],
+) {
+    let mut input = input_of(directions, tensor);
+    (input[12], input[13]) = ([block as u32; LANES], [(block >> 32) as u32; LANES]);
+    let mut lanes = [[0; LANES]; 16];
+    chacha8(&input, &mut lanes);
+    for (lane, out) in out.into_iter().enumerate() {
+        *out = std::array::from_fn(|word| lanes[word][lane]);
+    }
+}
+
+/// What ChaCha makes blocks of, but for their numbers in words 12 and 13.
+fn input_of(directions: [&Direction; LANES], tensor: usize) -> Lanes {
+    let constants = [*b"expa", *b"nd 3", *b"2-by", *b"te k"].map(u32::from_le_bytes);
+    let mut input = [[0; LANES]; 16];
+    for (input, constant) in input.iter_mut().zip(constants) {
+        *input = [constant; LANES];
+    }
+    for (lane, direction) in directions.into_iter().enumerate() {
+        let words = direction.key.as_chunks::<4>().0;
+        for (input, word) in input[4..12].iter_mut().zip(words) {
+            input[lane] = u32::from_le_bytes(*word);
+        }
+    }
+    let stream = tensor as u64;
+    (input[14], input[15]) = ([stream as u32; LANES], [(stream >> 32) as u32; LANES]);
+    input
+}
+
+/// Eight rounds of ChaCha in every lane. `rand_chacha` generates the same bits one direction after
+/// the other, a third slower for long runs of blocks and many times slower for single ones.
+#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+fn chacha8(input: &Lanes, out: &mut [[u32; LANES]]) {
+    let mut x = *input;
+    for _ in 0..4 {
+        for i in 0..4 {
+            quarter_round(&mut x, [i, 4 + i, 8 + i, 12 + i]);
+        }
+        for i in 0..4 {
+            quarter_round(&mut x, [i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4]);
+        }
+    }
+    for ((out, x), input) in out.iter_mut().zip(&x).zip(input) {
+        for lane in 0..LANES {
+            out[lane] = x[lane].wrapping_add(input[lane]);
+        }
+    }
+}
+
+#[inline(always)]
+fn quarter_round(x: &mut Lanes, [a, b, c, d]: [usize; 4]) {
+    mix(x, [a, b, d], 16);
+    mix(x, [c, d, b], 12);
+    mix(x, [a, b, d], 8);
+    mix(x, [c, d, b], 7);
+}
+
+#[expect(clippy::needless_range_loop, reason = "one lane of three rows, of one array")]
+#[inline(always)]
+fn mix(x: &mut Lanes, [to, from, mixed]: [usize; 3], bits: u32) {
+    for lane in 0..LANES {
+        x[to][lane] = x[to][lane].wrapping_add(x[from][lane]);
+        x[mixed][lane] = (x[mixed][lane] ^ x[to][lane]).rotate_left(bits);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_made_side_by_side_are_those_of_the_generator() {
+        let directions: [Direction; LANES] = std::array::from_fn(|slot| {
+            Direction::new(&RunId([7; 32]), Round(3), Slot(slot as u32))
+        });
+        for (tensor, block) in [(0, 0), (3, 7), (9, (1 << 32) - 3), (1 << 33, 1 << 40)] {
+            let mut expected = [[[0; 16]; 2 * LANES]; LANES];
+            for (direction, expected) in directions.iter().zip(&mut expected) {
+                direction.sign_words(tensor, block, expected);
+            }
+            let mut lanes = [0; 2 * 16 * LANES];
+            directions[5].sign_lanes(tensor, block, &mut lanes);
+            for (at, word) in (0..2 * LANES * 16).map(|at| (at / 16, at % 16)) {
+                let lane = at / LANES * 16 * LANES + word * LANES + at % LANES;
+                assert_eq!(lanes[lane], expected[5][at][word], "tensor {tensor} block {block}");
+            }
+            let mut words = [[0; 16]; LANES];
+            sign_words_of(directions.each_ref(), tensor, block, words.each_mut());
+            assert_eq!(words, expected.map(|blocks| blocks[0]), "tensor {tensor} block {block}");
+        }
+    }
 
     fn some_direction() -> Direction {
         Direction::new(&RunId([7; 32]), Round(3), Slot(2))

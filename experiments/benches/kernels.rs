@@ -1,14 +1,17 @@
-//! What the inner loops cost, beside a plain `f32` axpy over an array of the same size.
+//! What the inner loops cost, beside a plain `f32` stream over an array of the same size.
 //!
-//! `cargo bench --bench kernels`. Printed is the median over interleaved repetitions: every
-//! kernel of a group runs once, then all again, so that a busy machine slows all of them alike and the
-//! ratio to the axpy holds. The least time is what an idle machine would show. That is why this is a plain program: the usual harnesses time one
-//! function after the other.
+//! `cargo bench --bench kernels [-- GROUP...]` with the groups `parameters`, `replay`, `bytes` and
+//! `probes`. Printed is the median over interleaved repetitions: every kernel of a group runs once,
+//! then all again, so that a busy machine slows all of them alike and the ratio to the first one
+//! holds. The least time is what an idle machine would show; the processor's time leaves out what
+//! others ran for in between (in the resolution of a scheduler's tick, one thread only). That is
+//! why this is a plain program: the usual harnesses time one function after the other.
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use multiversion::multiversion;
 use rumormill::data::{Dataset, Features, Raw, Scaling, digits};
 use rumormill::direction::Direction;
 use rumormill::id::{NodeId, Round, RunId, Slot};
@@ -26,35 +29,70 @@ const REPETITIONS: usize = 61;
 type Kernel<'a> = (&'static str, f64, Box<dyn FnMut() + 'a>);
 
 fn main() {
-    parameters(25_450);
-    parameters(10_000_000);
-    bytes();
-    probes();
+    let wanted: Vec<String> =
+        std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    let is_wanted = |group: &str| wanted.is_empty() || wanted.iter().any(|name| name == group);
+    if is_wanted("parameters") {
+        parameters(25_450);
+        parameters(10_000_000);
+    }
+    if is_wanted("replay") {
+        replay();
+    }
+    if is_wanted("bytes") {
+        bytes();
+    }
+    if is_wanted("probes") {
+        probes();
+    }
 }
 
 /// Times kernels in turn; each has a name and the number of units that one call works on.
 fn group(title: &str, unit: &str, mut kernels: Vec<Kernel<'_>>) {
     let calls: Vec<u32> = kernels.iter_mut().map(|(_, _, kernel)| calls_needed(kernel)).collect();
     let mut times = vec![Vec::with_capacity(REPETITIONS); kernels.len()];
-    for _ in 0..REPETITIONS {
-        for (((_, units, kernel), times), &calls) in kernels.iter_mut().zip(&mut times).zip(&calls)
-        {
+    let mut processor = vec![0.0; kernels.len()];
+    // Kernels that take long have fewer repetitions, all the same number.
+    let longest = kernels.iter_mut().map(|(_, _, kernel)| seconds(kernel)).fold(0.0, f64::max);
+    let repetitions = ((20.0 / longest) as usize).clamp(5, REPETITIONS);
+    for _ in 0..repetitions {
+        for (at, (_, units, kernel)) in kernels.iter_mut().enumerate() {
+            let all = f64::from(calls[at]) * *units;
+            let before = processor_ns();
             let start = Instant::now();
-            (0..calls).for_each(|_| kernel());
-            times.push(start.elapsed().as_secs_f64() * 1e9 / (f64::from(calls) * *units));
+            (0..calls[at]).for_each(|_| kernel());
+            times[at].push(start.elapsed().as_secs_f64() * 1e9 / all);
+            processor[at] += (processor_ns() - before) / (all * repetitions as f64);
         }
     }
-    println!("\n{title}");
-    let mut baseline = None;
-    for ((name, _, _), times) in kernels.iter().zip(&mut times) {
+    println!("\n{title}, {repetitions} repetitions");
+    println!(
+        "  {:<44} {:>9} {:>9} {:>9} ns per {unit}, x the first",
+        "", "median", "least", "processor"
+    );
+    let mut first = None;
+    for (((name, _, _), times), processor) in kernels.iter().zip(&mut times).zip(processor) {
         times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
-        let ratio = median / *baseline.get_or_insert(median);
-        let least = times[0];
+        let all = [times[times.len() / 2], times[0], processor];
+        let first = first.get_or_insert(all);
+        let [median, least, processor] = all;
+        let [a, b, c] = [median / first[0], least / first[1], processor / first[2]];
         println!(
-            "  {name:<44} {median:>9.4} (least {least:.4}) ns per {unit}, {ratio:.2} x the first"
+            "  {name:<44} {median:>9.4} {least:>9.4} {processor:>9.4}    {a:.2} {b:.2} {c:.2}"
         );
     }
+}
+
+fn seconds(kernel: &mut dyn FnMut()) -> f64 {
+    let start = Instant::now();
+    kernel();
+    start.elapsed().as_secs_f64()
+}
+
+/// Time that this thread ran for.
+fn processor_ns() -> f64 {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    stat.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(f64::NAN)
 }
 
 fn calls_needed(kernel: &mut dyn FnMut()) -> u32 {
@@ -81,23 +119,28 @@ fn parameters(dim: usize) {
     };
     let (one, many) = (payouts(1), payouts(170));
     let [mut a, b, mut c, mut d] = std::array::from_fn(|_| state.clone());
-    let (mut x, y) = (base.clone(), base.clone());
+    let mut x = base.clone();
+    let mut z = base.clone();
     let [mut view, mut plus, mut minus, mut view_b] = std::array::from_fn(|_| base.clone());
     let mut signs = vec![[0; 16]; dim.div_ceil(512)];
     let dim_f64 = dim as f64;
     let many_units = dim_f64 * many.len() as f64;
     let mut kernels: Vec<Kernel<'_>> = vec![
         (
-            "f32 axpy, two arrays",
+            "f32 in place",
             dim_f64,
             Box::new(|| {
-                let factor = black_box(1e-9);
-                x.iter_mut().zip(&y).for_each(|(x, y)| *x += factor * y);
-                black_box(&mut x);
+                let factor = black_box(1.0 + 1e-9);
+                scale(black_box(&mut x), factor);
             }),
         ),
         ("signs alone", dim_f64, Box::new(|| one[0].direction.sign_words(0, 0, &mut signs))),
         ("direction + state update", dim_f64, Box::new(|| a.apply(black_box(&one)))),
+        (
+            "the same with f32",
+            dim_f64,
+            Box::new(|| add_signs(black_box(&mut z), &one[0].direction, 1e-9)),
+        ),
         ("view", dim_f64, Box::new(|| b.write_view(black_box(&mut view)))),
         (
             "direction + state update and view",
@@ -122,6 +165,102 @@ fn parameters(dim: usize) {
         ));
     }
     group(&format!("{dim} parameters"), "parameter", kernels);
+}
+
+#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+fn scale(values: &mut [f32], factor: f32) {
+    values.iter_mut().for_each(|value| *value *= factor);
+}
+
+/// What the state's update would be if the state were `f32`.
+fn add_signs(values: &mut [f32], direction: &Direction, amount: f32) {
+    let mut signs = [[0; 16]; 16];
+    for (superblock, values) in values.chunks_mut(8192).enumerate() {
+        direction.sign_words(0, superblock as u64 * 16, &mut signs);
+        add_blocks(values, &signs, amount);
+    }
+}
+
+#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+fn add_blocks(values: &mut [f32], signs: &[[u32; 16]; 16], amount: f32) {
+    for (values, words) in values.as_chunks_mut::<512>().0.iter_mut().zip(signs) {
+        let mut words = *words;
+        for row in values.as_chunks_mut::<16>().0 {
+            for (value, word) in row.iter_mut().zip(&mut words) {
+                *value += f32::from_bits(amount.to_bits() ^ *word & 1 << 31);
+                *word <<= 1;
+            }
+        }
+    }
+}
+
+/// Many directions at once, and a joiner's way through a long history.
+fn replay() {
+    let run = RunId([1; 32]);
+    let mut rng = KeyedRng::from_seed("rumormill v1 bench", 3, 0);
+    // As of a run of 8 nodes: values of about one, in steps of 0.07 over 256 directions.
+    let mut payouts = |round: u64, count: u32| -> Vec<Payout> {
+        let payout = |slot| {
+            let direction = Direction::new(&run, Round(round), Slot(slot));
+            let to = coefficient(f64::from(rng.symmetric(2.0)) * 0.07 / 256.0);
+            Payout { direction, from: 0, to }
+        };
+        (0..count).map(payout).collect()
+    };
+    let many = payouts(0, 1024);
+    for dim in [1 << 18, 10_000_000] {
+        let specs = vec![TensorSpec::new("weight", &[dim])];
+        let state = State::from_base(specs, &vec![0.01; dim]).expect("finite");
+        let [mut a, mut b, mut c, mut d, mut e] = std::array::from_fn(|_| state.clone());
+        let mut signs = vec![[0; 16]; dim.div_ceil(512)];
+        let units = |count: usize| (dim * count) as f64;
+        let kernels: Vec<Kernel<'_>> = vec![
+            ("one direction", units(1), Box::new(|| a.apply(black_box(&many[..1])))),
+            (
+                "signs alone",
+                units(1),
+                Box::new(|| many[0].direction.sign_words(0, 0, black_box(&mut signs))),
+            ),
+            ("8 directions", units(8), Box::new(|| b.apply(black_box(&many[..8])))),
+            ("64 directions", units(64), Box::new(|| c.apply(black_box(&many[..64])))),
+            (
+                "64 directions, two threads (time of one)",
+                units(64),
+                Box::new(|| {
+                    let mut parts = d.split(2);
+                    std::thread::scope(|scope| {
+                        for part in &mut parts {
+                            scope.spawn(|| part.apply(black_box(&many[..64])));
+                        }
+                    });
+                }),
+            ),
+            ("1,024 directions", units(1024), Box::new(|| e.apply(black_box(&many)))),
+        ];
+        group(&format!("{dim} parameters, per direction"), "parameter", kernels);
+    }
+    let specs = [("w1", &[784, 32][..]), ("b1", &[32]), ("w2", &[32, 10]), ("b2", &[10])];
+    let specs: Vec<TensorSpec> =
+        specs.iter().map(|(name, shape)| TensorSpec::new(*name, shape)).collect();
+    let state = State::from_base(specs, &vec![0.01; 25_450]).expect("finite");
+    // A hundredth of the history; what a direction costs does not depend on its length.
+    let history: Vec<Vec<Payout>> = (0..100).map(|round| payouts(round, 256)).collect();
+    let together = history.concat();
+    let [mut a, mut b, mut c] = std::array::from_fn(|_| state.clone());
+    let kernels: Vec<Kernel<'_>> = vec![
+        (
+            "eight directions a call",
+            100.0,
+            Box::new(|| together.chunks(8).for_each(|payouts| a.apply(payouts))),
+        ),
+        ("a round a call", 100.0, Box::new(|| history.iter().for_each(|payouts| b.apply(payouts)))),
+        (
+            "4,096 directions a call",
+            100.0,
+            Box::new(|| together.chunks(4096).for_each(|payouts| c.apply(payouts))),
+        ),
+    ];
+    group("history of mlp:32 on MNIST, 256 directions a round", "round", kernels);
 }
 
 fn bytes() {

@@ -7,7 +7,6 @@
 //! gradient, so the probes of a thousand nodes are repetitions on other minibatches.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -64,10 +63,10 @@ pub struct Scale {
     #[arg(long, default_value_t = 0.0)]
     loss: f64,
     /// Rounds that a node may run beyond the ones it has closed.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 16)]
     staleness: u32,
     /// Exchanges a second on an edge, of both ends together; a probe takes 10 ms.
-    #[arg(long, default_value_t = 4.0)]
+    #[arg(long, default_value_t = 2.0)]
     edge_rate: f64,
     /// Encode and decode every frame; otherwise frames are passed on as values and only counted.
     #[arg(long)]
@@ -191,7 +190,26 @@ fn peak_mb() -> Option<f64> {
 }
 
 /// A direction's signs.
-type Signs = Arc<[f32; FEATURES + 1]>;
+struct Signs {
+    factors: [f32; FEATURES + 1],
+    /// All bits set where the sign is −1: a quarter of the memory, which is what applying waits for.
+    masks: [i8; FEATURES + 1],
+}
+
+/// The signs of a round's slots that were asked for.
+type Slots = Vec<Option<Box<Signs>>>;
+
+fn signs<'a>(slots: &'a mut Slots, run: &RunId, round: Round, slot: Slot) -> &'a Signs {
+    let at = slot.0 as usize;
+    if slots.len() <= at {
+        slots.resize_with(at + 1, || None);
+    }
+    slots[at].get_or_insert_with(|| {
+        let direction = Direction::new(run, round, slot);
+        let signs: [i8; FEATURES + 1] = std::array::from_fn(|p| direction.sign(0, p as u64));
+        Box::new(Signs { factors: signs.map(f32::from), masks: signs.map(|sign| sign >> 1) })
+    })
+}
 
 /// Logistic regression on synthetic rows that all nodes hold.
 pub struct SyntheticLogistic {
@@ -202,7 +220,7 @@ pub struct SyntheticLogistic {
     /// By node, in units of 2⁻⁴⁰: coefficients add up exactly, in whatever order they come.
     models: Vec<[i64; FEATURES + 1]>,
     /// Signs of the directions of late rounds.
-    directions: BTreeMap<Round, Vec<Option<Signs>>>,
+    directions: BTreeMap<Round, Slots>,
 }
 
 impl SyntheticLogistic {
@@ -228,20 +246,11 @@ impl SyntheticLogistic {
         }
     }
 
-    fn signs(&mut self, round: Round, slot: Slot) -> &Signs {
-        if self.directions.len() > ROUNDS_KEPT {
-            self.directions.pop_first();
+    fn slots(directions: &mut BTreeMap<Round, Slots>, round: Round) -> &mut Slots {
+        if directions.len() > ROUNDS_KEPT {
+            directions.pop_first();
         }
-        let run = self.run;
-        let slots = self.directions.entry(round).or_default();
-        let at = slot.0 as usize;
-        if slots.len() <= at {
-            slots.resize(at + 1, None);
-        }
-        slots[at].get_or_insert_with(|| {
-            let direction = Direction::new(&run, round, slot);
-            Arc::new(std::array::from_fn(|p| f32::from(direction.sign(0, p as u64))))
-        })
+        directions.entry(round).or_default()
     }
 
     /// The mean loss of a node's model over all rows.
@@ -260,9 +269,9 @@ fn view(model: &[i64; FEATURES + 1]) -> [f32; FEATURES + 1] {
 
 /// Adds `difference` with a direction's signs. As `−d = (d xor −1) + 1`, without a branch or a choice.
 #[multiversion(targets("x86_64+avx2", "aarch64+neon"))]
-fn add(model: &mut [i64; FEATURES + 1], signs: &[f32; FEATURES + 1], difference: i64) {
-    for (value, sign) in model.iter_mut().zip(signs) {
-        let mask = i64::from(sign.to_bits() as i32 >> 31);
+fn add(model: &mut [i64; FEATURES + 1], masks: &[i8; FEATURES + 1], difference: i64) {
+    for (value, &mask) in model.iter_mut().zip(masks) {
+        let mask = i64::from(mask);
         *value += (difference ^ mask) - mask;
     }
 }
@@ -286,23 +295,27 @@ fn logistic(margin: f32, label: bool) -> f32 {
 
 impl Trainer for SyntheticLogistic {
     fn apply(&mut self, node: usize, changes: &[Change]) {
-        for change in changes {
-            let signs = Arc::clone(self.signs(change.round, change.slot));
-            let difference = change.to - change.from;
-            add(&mut self.models[node], &signs, difference);
+        let model = &mut self.models[node];
+        for changes in changes.chunk_by(|a, b| a.round == b.round) {
+            let slots = Self::slots(&mut self.directions, changes[0].round);
+            for change in changes {
+                let signs = signs(slots, &self.run, change.round, change.slot);
+                add(model, &signs.masks, change.to - change.from);
+            }
         }
     }
 
     fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         let Probe { round, slot, of } = probe;
-        let signs = Arc::clone(self.signs(round, slot));
+        let slots = Self::slots(&mut self.directions, round);
+        let signs = signs(slots, &self.run, round, slot);
         minibatch(&self.run, &of, round, slot, ROWS, &mut self.batch);
         let weights = view(&self.models[node]);
         let epsilon = 2f32.powi(EPSILON_LOG2);
         let (mut plus, mut minus) = (0.0, 0.0);
         for &row in &self.batch {
             let (row, label) = (&self.rows[row as usize], self.labels[row as usize]);
-            let (margin, slope) = (dot(row, &weights), dot(row, &*signs));
+            let (margin, slope) = (dot(row, &weights), dot(row, &signs.factors));
             plus += logistic(margin + epsilon * slope, label);
             minus += logistic(margin - epsilon * slope, label);
         }

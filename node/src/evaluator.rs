@@ -23,6 +23,13 @@ const COMMANDS_MAX: usize = 1024;
 /// Results that may wait: more than any pipeline has probes.
 const RESULTS_MAX: usize = 256;
 
+/// Changes that are made in one call. While a node catches up, many lists of them wait, and together
+/// they cost far less; more than so many save nothing.
+const CHANGES_MAX: usize = 4096;
+
+/// Parameters times directions from which on changes are made by two threads: a millisecond of work.
+const TWO_THREADS_MIN: usize = 1 << 24;
+
 /// Beyond this magnitude, in LSBs, a parameter is about to leave its range.
 const STATE_MAX: u32 = 1 << 30;
 
@@ -219,9 +226,19 @@ impl Worker {
     }
 
     fn work(mut self, inbox: &Receiver<Command>, results: &mpsc::Sender<Losses>) {
-        while let Ok(command) = inbox.recv() {
+        let mut next = None;
+        while let Some(command) = next.take().or_else(|| inbox.recv().ok()) {
             match command {
-                Command::Apply(changes) => self.apply(&changes),
+                Command::Apply(mut changes) => {
+                    while next.is_none() && changes.len() < CHANGES_MAX {
+                        match inbox.try_recv() {
+                            Ok(Command::Apply(more)) => changes.extend(more),
+                            Ok(other) => next = Some(other),
+                            Err(_) => break,
+                        }
+                    }
+                    self.apply(&changes);
+                }
                 Command::Probe(probe) => {
                     let losses = self.measure(probe);
                     if results.blocking_send(losses).is_err() {
@@ -255,7 +272,15 @@ impl Worker {
                 to: change.to,
             })
             .collect();
-        self.state.apply(&payouts);
+        let work = payouts.len().saturating_mul(self.state.layout().dim());
+        let mut parts = self.state.split(if work < TWO_THREADS_MIN { 1 } else { 2 });
+        let Some((own, other)) = parts.split_first_mut() else { return };
+        std::thread::scope(|scope| {
+            for part in other {
+                scope.spawn(|| part.apply(&payouts));
+            }
+            own.apply(&payouts);
+        });
     }
 
     fn measure(&mut self, probe: Probe) -> Losses {
