@@ -372,7 +372,7 @@ mod tests {
     fn running_text_is_cut_at_line_ends_and_loses_nothing() {
         let text: String = (0..100).map(|line| format!("line {line} of a text\n")).collect();
         let raw = parse(text.as_bytes(), TextFormat::Plain, &Columns::default()).unwrap();
-        let Features::Text(texts) = &raw.features else { panic!("texts") };
+        let Features::Text(texts) = raw.features.clone() else { panic!("texts") };
         assert_eq!(texts.concat(), text);
         assert!(texts.iter().all(|row| row.ends_with('\n') && row.len() < PASSAGE_LEN + 30));
         let dataset = crate::data::Dataset::assemble("t", raw, None).unwrap();

@@ -203,7 +203,7 @@ fn packed_texts_do_not_see_each_other() {
     let files = folder_files("bert", "");
     let (model, state) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
     let direction = Direction::new(&RunId([3; 32]), Round(0), Slot(0));
-    let mut loss = |batch: &[u32]| {
+    let loss = |batch: &[u32]| {
         let mut scratch = Scratch::default();
         f64::from(model.probe(&state, &direction, -6, batch, &mut scratch).0)
     };
