@@ -112,14 +112,14 @@ fn a_language_model_is_trained_over_sockets_and_written_back() {
     let folder = folder();
     let args = prepared(folder.path(), 1);
     let out = folder.path().join("tuned");
-    let command = ["local", "--json", "--nodes", "3", "--rounds", "96", "--labels", "0:bad,1:good"];
+    let command = ["local", "--json", "--nodes", "3", "--rounds", "64", "--labels", "0:bad,1:good"];
     let mut command = with(&command, &args);
-    command.extend(["--export", text(&out), "--probes-per-round", "8", "--step", "0.05"]);
+    command.extend(["--export", text(&out), "--probes-per-round", "8", "--step", "0.02"]);
     let ended = run(&command);
     assert_eq!(ended.code, 0, "{ended:#?}");
     let result = ended.json();
     let loss = |result: &Value| result["loss"]["mean"].as_f64().unwrap();
-    assert!(loss(&result) < 0.5, "{result}");
+    assert!(loss(&result) < 0.6, "{result}");
     assert!(ended.stderr.contains("parameters are trained"), "{ended:#?}");
     // Again from the tuned weights, with a step of nearly nothing.
     let mut again = args.clone();
