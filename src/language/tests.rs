@@ -256,7 +256,9 @@ fn adapters_start_at_the_base_and_are_multiplied_out() {
             model.quality(state, Split::Test, scratch).loss
         };
         let start = loss(&tuned, &state, &mut scratch);
-        assert!((start - loss(&plain, &base, &mut scratch)).abs() < 1e-6, "{model_type}");
+        // The plain model's weights are rounded to their LSBs, as all are trained.
+        let plain = loss(&plain, &base, &mut scratch);
+        assert!((start - plain).abs() < 1e-5, "{model_type}: {start} beside {plain}");
         step(&mut state, 0.05);
         let after = loss(&tuned, &state, &mut scratch);
         assert!((after - start).abs() > 1e-4, "{model_type}");
