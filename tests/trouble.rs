@@ -371,7 +371,7 @@ fn refused(ended: &Ended, says: &[&str]) {
 #[test]
 fn a_full_disk_ends_a_node_with_a_clear_error_and_it_goes_on_when_there_is_room() {
     let folder = folder();
-    let Some(disk) = SmallDisk::new(folder.path(), "64k") else { return };
+    let Some(disk) = SmallDisk::new(folder.path(), "32k") else { return };
     let run_file = init(folder.path(), &["--members", "1", "--rounds", "320"]);
     let directory = disk.0.join("node");
     refused(&solo(&run_file, &directory), &["ledger.log", "No space left", "make room"]);
