@@ -2,6 +2,7 @@
 //! never panics. The fuzz targets in `tests/fuzz` search the same decoders for longer.
 
 #[path = "fuzz/decoders.rs"]
+#[allow(unreachable_pub, reason = "a library of its own for the fuzz targets")]
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

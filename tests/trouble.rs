@@ -155,7 +155,7 @@ fn nodes_killed_at_random_lose_nothing_and_end_identical() {
         let asked = std::env::var(name).ok();
         asked.map_or(usual, |asked| asked.parse().expect("a number"))
     };
-    let (wanted, seed) = (number("RUMORMILL_KILLS", 10), number("RUMORMILL_KILLS_SEED", 1));
+    let (wanted, seed) = (number("RUMORMILL_KILLS", 6), number("RUMORMILL_KILLS_SEED", 1));
     const NODES: usize = 8;
     let folder = folder();
     // About a second a kill, at twelve rounds a second on an idle machine.
