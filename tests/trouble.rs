@@ -155,7 +155,7 @@ fn nodes_killed_at_random_lose_nothing_and_end_identical() {
         let asked = std::env::var(name).ok();
         asked.map_or(usual, |asked| asked.parse().expect("a number"))
     };
-    let (wanted, seed) = (number("RUMORMILL_KILLS", 10), number("RUMORMILL_KILLS_SEED", 1));
+    let (wanted, seed) = (number("RUMORMILL_KILLS", 6), number("RUMORMILL_KILLS_SEED", 1));
     const NODES: usize = 8;
     let folder = folder();
     // About a second a kill, at twelve rounds a second on an idle machine.
@@ -371,7 +371,7 @@ fn refused(ended: &Ended, says: &[&str]) {
 #[test]
 fn a_full_disk_ends_a_node_with_a_clear_error_and_it_goes_on_when_there_is_room() {
     let folder = folder();
-    let Some(disk) = SmallDisk::new(folder.path(), "64k") else { return };
+    let Some(disk) = SmallDisk::new(folder.path(), "32k") else { return };
     let run_file = init(folder.path(), &["--members", "1", "--rounds", "320"]);
     let directory = disk.0.join("node");
     refused(&solo(&run_file, &directory), &["ledger.log", "No space left", "make room"]);

@@ -626,6 +626,12 @@ impl Protocol {
         if state.certified.is_some() || !segment.fits(params.limits) {
             return;
         }
+        // A log that signs anew is no log of this program: what was signed first counts.
+        let grows =
+            |held: &Segment| !held.contradicts(&segment) && held.bytes.len() <= segment.bytes.len();
+        if !state.ledger.segment(origin).is_none_or(grows) {
+            return;
+        }
         state.ledger.set_own(origin, segment.clone());
         self.go_on_from(height, &segment);
     }
@@ -703,5 +709,25 @@ mod tests {
         protocol.recall = None;
         wake_as_asked(&mut protocol);
         assert!(protocol.heights[&0].is_short && protocol.heights[&0].signed.is_empty());
+    }
+
+    /// Found by spoiling the entries of logs: the second of two own segments was taken for granted.
+    #[test]
+    fn a_log_that_signs_anew_is_read_as_far_as_it_grows() {
+        let mut protocol = node(0);
+        let limits = protocol.params(0).unwrap().limits;
+        let run = protocol.run_id();
+        let keys = Keys::simulated(0);
+        let context =
+            crate::ledger::Context { run: &run, height: Height(0), scheme: keys.scheme(), limits };
+        let own = |bytes: Vec<u8>| Entry::Own {
+            height: 0,
+            segment: Segment::sign(&context, &keys, vec![bytes.len() as u16], bytes, false),
+        };
+        for bytes in [vec![1, 2], vec![1, 2, 3], vec![1, 2], vec![4, 2, 3, 5]] {
+            let _ = protocol.restore(own(bytes), &mut Vec::new());
+        }
+        assert_eq!(protocol.heights[&0].own.bytes, [1, 2, 3]);
+        assert_eq!(protocol.heights[&0].ledger.len_of(Origin(0)), 3);
     }
 }

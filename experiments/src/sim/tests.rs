@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use rumormill::fault::FaultKind;
+use rumormill::sample::KeyedRng;
 
 /// A folder with a small data set of two classes, `data.csv`, on a slanted line.
 fn folder() -> tempfile::TempDir {
@@ -291,5 +292,34 @@ fn a_result_folder_holds_everything_and_its_figures_are_drawn_from_the_csv() {
     plot::run(&out.join("trace.csv"), &again).unwrap();
     for name in ["accuracy.svg", "loss.svg", "consensus.svg"] {
         assert_eq!(read(name), fs::read_to_string(again.join(name)).unwrap());
+    }
+}
+
+/// Scenario files with spoiled bytes are read or refused, with the file's name.
+#[test]
+fn spoiled_scenarios_are_read_or_refused() {
+    let folder = folder();
+    let path = folder.path().join("scenario.toml");
+    let whole = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/scenarios/partition.toml")).unwrap();
+    let asked = std::env::var("RUMORMILL_MUTATIONS").ok();
+    let mutations = asked.map_or(500, |asked| asked.parse().expect("a number"));
+    for seed in 0..mutations {
+        let mut rng = KeyedRng::from_seed("rumormill test spoiled bytes", seed, 1);
+        let mut bytes = whole.clone();
+        for _ in 0..1 + rng.index(4) {
+            let at = rng.index(bytes.len().max(1) as u32) as usize;
+            match rng.index(4) {
+                0 if at < bytes.len() => bytes[at] ^= 1 << rng.index(8),
+                1 if at < bytes.len() => drop(bytes.remove(at)),
+                2 => bytes.insert(at.min(bytes.len()), b"0-9e.]=\""[rng.index(8) as usize]),
+                _ => bytes.truncate(at.max(bytes.len() / 2)),
+            }
+        }
+        fs::write(&path, &bytes).unwrap();
+        match Scenario::read(&path) {
+            // What is read may still be refused: without a run, whatever numbers it has.
+            Ok(scenario) => drop(format!("{scenario:?}")),
+            Err(Usage(message)) => assert!(message.contains("scenario.toml"), "{message}"),
+        }
     }
 }
