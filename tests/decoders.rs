@@ -132,7 +132,7 @@ fn spoiled_ledgers_are_read_or_refused() {
             store.history(0, 1 << 20);
         }
     };
-    search("ledger.log", check, &[whole.clone()], mutations() / 4);
+    search("ledger.log", check, std::slice::from_ref(&whole), mutations() / 4);
 }
 
 #[test]

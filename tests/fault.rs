@@ -98,7 +98,6 @@ fn casts_that_cannot_be_are_usage_errors_with_the_reason() {
         (&["--faulty", "@9:zero"], "no such node"),
         (&["--faulty", "@1:zero,@3:zero", "--family", "ring"], "not connected"),
         (&["--faulty", "1:zero", "--algorithm", "monna"], "record sets"),
-        (&["--faulty", "1:zero", "--processes"], "--processes"),
         (&["--baseline"], "--faulty"),
     ] {
         let ended = run(&[&["local", "--nodes", "4", "--rounds", "8"], args].concat());

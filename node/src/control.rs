@@ -45,7 +45,7 @@ pub enum Answer {
         reason: String,
     },
     /// How it goes.
-    Status(Status),
+    Status(Box<Status>),
     /// The checkpoint is written.
     Checkpoint {
         /// Heights in it.

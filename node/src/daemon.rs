@@ -827,7 +827,7 @@ impl Daemon {
 
     fn on_command(&mut self, command: Command) {
         let answer = match command.request {
-            Question::Status => Answer::Status(self.status()),
+            Question::Status => Answer::Status(Box::new(self.status())),
             Question::Checkpoint => {
                 let reply = command.reply;
                 return self.checkpoint(|written| {

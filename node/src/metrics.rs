@@ -135,10 +135,8 @@ fn text(status: &Status, members: &[MemberLine]) -> String {
 /// What is known of every member: a line each.
 fn register_members(registry: &mut Registry, members: &[MemberLine]) {
     type Values = Family<Labels, Gauge<f64, AtomicU64>>;
-    let of_all = |registry: &mut Registry,
-                  name: &str,
-                  help: &str,
-                  value: &dyn Fn(&MemberLine) -> Option<(f64, Option<String>)>| {
+    type ValueOf<'a> = &'a dyn Fn(&MemberLine) -> Option<(f64, Option<String>)>;
+    let of_all = |registry: &mut Registry, name: &str, help: &str, value: ValueOf<'_>| {
         let family = Values::default();
         for member in members {
             let Some((value, cause)) = value(member) else { continue };

@@ -133,7 +133,7 @@ pub fn run(args: &TopologyArgs) -> Result<u8> {
         }
         TopologyCommand::Draw { file, out, format } => {
             let topology = read(file, *format)?;
-            write_atomically(out, &svg(&topology))?;
+            write_atomically(out, svg(&topology))?;
             Ok(0)
         }
     }

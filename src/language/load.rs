@@ -272,12 +272,11 @@ fn pattern(spec: &LanguageSpec) -> Result<Regex, LanguageError> {
     })
 }
 
+/// The tokens of each label's words, for an encoder; the token of each answer, for a decoder.
+type Labels = (Vec<Box<[u32]>>, Vec<u32>);
+
 /// The labels' words as an encoder's prototypes or a decoder's answers.
-fn labels(
-    folder: &Folder,
-    spec: &LanguageSpec,
-    words: &[String],
-) -> Result<(Vec<Box<[u32]>>, Vec<u32>), LanguageError> {
+fn labels(folder: &Folder, spec: &LanguageSpec, words: &[String]) -> Result<Labels, LanguageError> {
     if let Kind::Encoder { .. } = folder.config.kind {
         let tokens = spec.tokens as usize;
         let encoded = folder.tokenizer.encode(words, tokens).map_err(LanguageError::Tokenizer)?;
