@@ -279,7 +279,11 @@ impl Protocol {
         let height = self.height_of(round);
         // Of those that audits left in, as many may be faulty as such a roster tolerates.
         let convicted = |origin: &&Origin| self.is_convicted(**origin, height);
-        let gone = params.active.iter().filter(convicted).count();
+        // Not at every event of a large network.
+        let gone = match self.convicted.is_empty() {
+            true => 0,
+            false => params.active.iter().filter(convicted).count(),
+        };
         let left = params.roster_len.saturating_sub(self.convicted.len());
         let (active, faulty) =
             (params.active.len() - gone, params.faulty.min(self.manifest.faulty_of(left)));
