@@ -218,14 +218,7 @@ impl ModelTrainer {
 
 impl Trainer for ModelTrainer {
     fn apply(&mut self, node: usize, changes: &[Change]) {
-        let payouts: Vec<Payout> = changes
-            .iter()
-            .map(|change| Payout {
-                direction: Direction::new(&self.run, change.round, change.slot),
-                from: change.from,
-                to: change.to,
-            })
-            .collect();
+        let payouts: Vec<Payout> = changes.iter().map(|change| change.payout(&self.run)).collect();
         self.learners[node].state.apply(&payouts);
     }
 

@@ -264,14 +264,7 @@ impl Worker {
 
     fn apply(&mut self, changes: &[Change]) {
         let run = &self.settings.run;
-        let payouts: Vec<Payout> = changes
-            .iter()
-            .map(|change| Payout {
-                direction: Direction::new(run, change.round, change.slot),
-                from: change.from,
-                to: change.to,
-            })
-            .collect();
+        let payouts: Vec<Payout> = changes.iter().map(|change| change.payout(run)).collect();
         let work = payouts.len().saturating_mul(self.state.layout().dim());
         let mut parts = self.state.split(if work < TWO_THREADS_MIN { 1 } else { 2 });
         let Some((own, other)) = parts.split_first_mut() else { return };

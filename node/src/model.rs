@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use rumormill::data::source::DataFormat;
-use rumormill::direction::Direction;
 use rumormill::id::RunId;
 use rumormill::keys::Keys;
 use rumormill::objective::{Evaluation, ModelSpec, Scratch, Split};
@@ -164,14 +163,7 @@ impl Replayed {
 const REPLAYED_TOGETHER: usize = 1 << 14;
 
 fn apply(state: &mut State, run: &RunId, changes: &[Change]) {
-    let payouts: Vec<Payout> = changes
-        .iter()
-        .map(|change| Payout {
-            direction: Direction::new(run, change.round, change.slot),
-            from: change.from,
-            to: change.to,
-        })
-        .collect();
+    let payouts: Vec<Payout> = changes.iter().map(|change| change.payout(run)).collect();
     state.apply(&payouts);
 }
 

@@ -8,6 +8,10 @@ use super::kernel::Activation;
 pub const SUPPORTED: &str = "bert, roberta, xlm-roberta, distilbert (encoders), llama (also SmolLM), \
                              mistral, qwen2 (decoders)";
 
+/// The widest residual stream, four times the widest published: a head of many classes is made before any
+/// tensor of the file bears the width out.
+const HIDDEN_MAX: usize = 1 << 16;
+
 /// What a model looks like.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -109,8 +113,16 @@ impl Config {
         matches!(self.kind, Kind::Decoder { .. })
     }
 
-    fn checked(self) -> Result<Config, String> {
+    pub(super) fn checked(self) -> Result<Config, String> {
         let Config { hidden, heads, key_heads, head, .. } = self;
+        if hidden > HIDDEN_MAX {
+            return Err(format!("the hidden size is {hidden}, at most {HIDDEN_MAX} is supported"));
+        }
+        if let Kind::Encoder { first_position, types, .. } = self.kind
+            && (first_position > 1 << 24 || types > 1 << 24)
+        {
+            return Err("pad_token_id and type_vocab_size must be at most 16777216".into());
+        }
         for (name, size) in [
             ("vocabulary", self.vocabulary),
             ("hidden size", hidden),
@@ -182,7 +194,8 @@ fn encoder(json: &Value, model_type: String) -> Result<Config, String> {
         return Err(format!("position_embedding_type {table:?} is not supported (absolute)"));
     }
     let roberta = model_type.ends_with("roberta");
-    let first_position = if roberta { number(json, "pad_token_id", 1.0) as usize + 1 } else { 0 };
+    let first_position =
+        if roberta { (number(json, "pad_token_id", 1.0) as usize).saturating_add(1) } else { 0 };
     let (hidden, heads) = (size(json, hidden)?, size(json, heads)?);
     let config = Config {
         vocabulary: size(json, "vocab_size")?,
@@ -293,5 +306,11 @@ mod tests {
         assert!(Config::parse(text(6, 4).as_bytes()).unwrap_err().contains("share"));
         assert!(Config::parse(text(4, 4).as_bytes()).unwrap_err().contains("odd"));
         assert!(Config::parse(text(0, 0).as_bytes()).unwrap_err().contains("heads is 0"));
+        let wide = text(6, 2).replace("12", "1200000");
+        assert!(Config::parse(wide.as_bytes()).unwrap_err().contains("hidden size"));
+        let far = r#"{"model_type": "roberta", "vocab_size": 9, "hidden_size": 12, "hidden_act": "gelu",
+            "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "max_position_embeddings": 16, "pad_token_id": 1e300}"#;
+        assert!(Config::parse(far.as_bytes()).unwrap_err().contains("pad_token_id"));
     }
 }

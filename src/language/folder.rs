@@ -372,6 +372,7 @@ fn llama2c(path: &Path, bytes: Vec<u8>, look: Look<'_>) -> Result<Folder, Folder
             window: None,
         },
     };
+    let config = config.checked().map_err(fail)?;
     // Every array holds all layers one behind the other.
     let keys = key_heads * head;
     let arrays: [(&str, Vec<usize>); 9] = [

@@ -422,11 +422,24 @@ fn settings_that_do_not_fit_the_model_or_the_data_are_refused() {
         (&bert, "classify;tokens=9", &passages, "--task causal"),
         (&llama, "classify;tokens=9;labels=pos:very good,neg:very bad", &rows, "same token"),
         (&llama, "classify;tokens=2;template={} it was;labels=pos:good,neg:bad", &rows, "no room"),
+        (&bert, "classify;tokens=2;labels=pos:good,neg:bad", &rows, "adds 2 marks"),
     ] {
         let error = joined(files, spec, data).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(says), "{spec}: {error}");
     }
     assert!(joined(&bert, "classify;tokens=9;head=linear", &numbers).is_ok());
+}
+
+/// Marks are numbers in the tokenizer's file that nothing ties to its vocabulary.
+#[test]
+fn marks_beyond_the_vocabulary_are_refused() {
+    let mut files = folder_files("bert", "");
+    let mut json = tokenizer(true);
+    json["post_processor"]["special_tokens"]["[SEP]"]["ids"] = json!([4_000_000]);
+    files.insert("m/tokenizer.json".into(), json.to_string().into_bytes());
+    let error = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS));
+    let error = error.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("token 4000000"), "{error}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tokenizers::tokenizer::Tokenizer as Hub;
-use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
 
 /// Turns texts into tokens.
 #[derive(Clone)]
@@ -91,6 +91,13 @@ impl Tokenizer {
         match self {
             Tokenizer::Hub(hub) => {
                 let mut hub = hub.clone();
+                let marks = hub.get_post_processor().map_or(0, |marks| marks.added_tokens(false));
+                if tokens <= marks {
+                    return Err(format!(
+                        "the tokenizer adds {marks} marks to every text, which leaves no room for it \
+                         in {tokens} tokens (--tokens)"
+                    ));
+                }
                 let truncation = TruncationParams {
                     max_length: tokens,
                     strategy: TruncationStrategy::OnlyFirst,
@@ -103,7 +110,17 @@ impl Tokenizer {
                 let pair = |encoding: &tokenizers::Encoding| {
                     (encoding.get_ids().to_vec(), !encoding.get_overflowing().is_empty())
                 };
-                Ok(encoded.iter().map(pair).collect())
+                let encoded: Vec<(Vec<u32>, bool)> = encoded.iter().map(pair).collect();
+                // The marks are numbers in the file that need not be tokens of its vocabulary.
+                let size = self.size();
+                let beyond =
+                    encoded.iter().flat_map(|(ids, _)| ids).find(|id| **id as usize >= size);
+                match beyond {
+                    Some(id) => {
+                        Err(format!("the tokenizer gives token {id}, but knows {size} only"))
+                    }
+                    None => Ok(encoded),
+                }
             }
             Tokenizer::Scored(scored) => Ok(texts
                 .iter()

@@ -468,6 +468,7 @@ impl Protocol {
         state.acks.replace(acks.collect());
         state.current = None;
         self.reconsider();
+        self.go_on_recalling();
         if replaces {
             self.replace(height, set, now, out);
         } else {

@@ -132,6 +132,13 @@ impl Link {
         self.certified
     }
 
+    /// A link to a neighbor that has greeted, claims so many certified heights, and has answered or not.
+    #[cfg(test)]
+    pub(super) fn greeted(clock: PoissonClock, certified: u64, answered: bool) -> Link {
+        let answered_at = answered.then_some(0);
+        Link { greeted: true, certified, answered_at, ..Link::new(clock, Time::ZERO) }
+    }
+
     pub(super) fn is_greeted(&self) -> bool {
         self.greeted
     }

@@ -679,7 +679,7 @@ impl Protocol {
 
     /// Whether the payouts of a round are told.
     fn is_told(&self, round: u64) -> bool {
-        self.awaited.is_none_or(|(height, _)| round >= self.first_round(height))
+        self.awaited.is_none_or(|(height, _)| self.height_of(round) >= height)
     }
 
     /// What closed rounds from `round` on have paid out, as the changes that take it back. `None` when

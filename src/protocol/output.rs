@@ -6,11 +6,13 @@ use thiserror::Error;
 
 use super::Passed;
 use crate::audit::Score;
+use crate::direction::Direction;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
-use crate::id::{Height, NodeId, Origin, Round, Slot};
+use crate::id::{Height, NodeId, Origin, Round, RunId, Slot};
 use crate::ledger::{Evidence, Held, Segment};
 use crate::manifest::Difference;
 use crate::message::{Request, StartVote};
+use crate::params::Payout;
 
 /// An effect to be carried out, in order.
 #[derive(Clone, Debug)]
@@ -116,6 +118,14 @@ pub struct Change {
     pub from: i64,
     /// In units of 2⁻⁴⁰.
     pub to: i64,
+}
+
+impl Change {
+    /// The same for a model's state.
+    pub fn payout(&self, run: &RunId) -> Payout {
+        let direction = Direction::new(run, self.round, self.slot);
+        Payout { direction, from: self.from, to: self.to }
+    }
 }
 
 /// What a neighbor did wrong.

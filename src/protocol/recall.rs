@@ -25,8 +25,8 @@ const WAIT: Time = Time::from_millis(15_000);
 /// What a node with a past waits for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Recall {
-    /// Heights certified here, and since when, once a neighbor has answered.
-    waits: Option<(u64, Time)>,
+    /// Since when all is waited for: a neighbor has answered, and no history has come since.
+    since: Option<Time>,
 }
 
 impl Protocol {
@@ -67,8 +67,8 @@ impl Protocol {
         let mut greeted = self.links.values().filter(|link| link.is_greeted()).peekable();
         let answered = greeted.clone().any(Link::has_answered);
         let level = greeted.peek().is_some() && greeted.all(|l| l.certified() <= self.certified);
-        if recall.waits.is_none_or(|(certified, _)| certified != self.certified) && answered {
-            recall.waits = Some((self.certified, now));
+        if recall.since.is_none() && answered {
+            recall.since = Some(now);
         }
         let open = self.certified..self.certified + OPEN;
         let mut open = open.filter(|height| self.heights.contains_key(height));
@@ -86,7 +86,16 @@ impl Protocol {
 
     /// When neighbors are waited for no longer.
     pub(super) fn recall_due(&self) -> Option<Time> {
-        Some(self.recall.as_ref()?.waits?.1 + WAIT)
+        Some(self.recall.as_ref()?.since? + WAIT)
+    }
+
+    /// Certified history came: this node is still behind, and what neighbors hold of later heights
+    /// cannot be known yet. Only certificates put the wait off; heights that the network certifies
+    /// meanwhile do not, or a neighbor that claims much and sends nothing could do so for ever.
+    pub(super) fn go_on_recalling(&mut self) {
+        if let Some(recall) = &mut self.recall {
+            recall.since = None;
+        }
     }
 
     /// Whether neighbors are asked for everything they hold.
@@ -150,6 +159,41 @@ impl Protocol {
         if self.round < end {
             self.round = self.round.max(first + signed);
             self.position = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::PoissonClock;
+    use crate::keys::Keys;
+    use crate::manifest::{Founders, Manifest};
+    use crate::protocol::Config;
+
+    /// It claims to be far ahead and sends nothing, while the others certify a height a second.
+    #[test]
+    fn a_neighbor_that_never_answers_keeps_no_member_from_signing_for_ever() {
+        let ids: Vec<_> = (0..4).map(|node| Keys::simulated(node).id()).collect();
+        let founders = Founders::Members(ids.clone());
+        let manifest = Manifest { founders, rounds_per_height: 2, ..Manifest::template() };
+        let mut protocol = Protocol::new(manifest, Keys::simulated(0), Config::default()).unwrap();
+        protocol.doubt_log();
+        for (id, certified, answered) in [(ids[1], 0, true), (ids[2], u64::MAX, false)] {
+            let clock = PoissonClock::new(&[1; 32], 0);
+            protocol.links.insert(id, Link::greeted(clock, certified, answered));
+        }
+        for second in 0..30 {
+            protocol.certified = second;
+            protocol.recall(Time::from_millis(1000 * second));
+            assert_eq!(protocol.is_recalling(), second < 15, "at {second} s");
+        }
+        protocol.doubt_log();
+        for second in 30..90 {
+            // As long as certified history comes, it is still behind.
+            protocol.go_on_recalling();
+            protocol.recall(Time::from_millis(1000 * second));
+            assert!(protocol.is_recalling());
         }
     }
 }
