@@ -45,6 +45,13 @@ fn a_finished_run_verifies_evaluates_and_exports_as_its_nodes_ended() {
     assert_eq!(evaluated["accuracy"], line["accuracy"]);
     assert_eq!(evaluated["state_hash"], line["state_hash"]);
 
+    // The digits are in no file that other rows could be held against.
+    let other = folder.path().join("other.csv");
+    fs::write(&other, "1,2,first\n3,4,second\n").unwrap();
+    let refused = run(&["eval", "--data-dir", text(&directory), "--data", text(&other)]);
+    assert_eq!((refused.code, &*refused.stdout), (1, ""), "{refused:#?}");
+    assert!(refused.stderr.contains("held-out rows of its own"), "{refused:#?}");
+
     let out = folder.path().join("weights.safetensors");
     let ended = run(&["export", "--data-dir", text(&directory), "--out", text(&out)]);
     assert_eq!(ended.code, 0, "{ended:#?}");

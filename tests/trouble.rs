@@ -250,22 +250,24 @@ fn trio(folder: &Path) -> (PathBuf, Vec<Host>) {
     (run, hosts)
 }
 
+/// Starts a node, and kills it when a height is certified there.
+fn kill_at(host: &Host, height: u64) {
+    let node = host.start();
+    node.wait_for(&format!("certified height={height} "));
+    node.signal("KILL");
+    node.end();
+}
+
 /// What was signed since the backup is known to neighbors: they are asked before anything is signed.
 #[test]
 fn a_node_whose_backup_was_put_back_never_contradicts_itself() {
     let folder = folder();
     let (_, hosts) = trio(folder.path());
     let nodes: Vec<Running> = hosts[..2].iter().map(Host::start).collect();
-    let third = hosts[2].start();
-    third.wait_for("certified height=2 ");
-    third.signal("KILL");
-    third.end();
+    kill_at(&hosts[2], 2);
     let backup = fs::read(hosts[2].ledger()).unwrap();
     // Killed in the midst of height 6, so that records of it are signed and not certified.
-    let third = hosts[2].start();
-    third.wait_for("certified height=5 ");
-    third.signal("KILL");
-    third.end();
+    kill_at(&hosts[2], 5);
     let lost = own_segments(&hosts[2].ledger());
     fs::write(hosts[2].ledger(), &backup).unwrap();
     let third = hosts[2].start();
@@ -285,10 +287,7 @@ fn a_ledger_damaged_in_the_middle_is_repaired_from_peers() {
     let folder = folder();
     let (_, hosts) = trio(folder.path());
     let nodes: Vec<Running> = hosts[..2].iter().map(Host::start).collect();
-    let third = hosts[2].start();
-    third.wait_for("certified height=3 ");
-    third.signal("KILL");
-    third.end();
+    kill_at(&hosts[2], 3);
     let mut bytes = fs::read(hosts[2].ledger()).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
@@ -313,10 +312,7 @@ fn a_node_that_lost_its_whole_ledger_never_contradicts_itself() {
     let folder = folder();
     let (_, hosts) = trio(folder.path());
     let nodes: Vec<Running> = hosts[..2].iter().map(Host::start).collect();
-    let third = hosts[2].start();
-    third.wait_for("certified height=3 ");
-    third.signal("KILL");
-    third.end();
+    kill_at(&hosts[2], 3);
     fs::remove_file(hosts[2].ledger()).unwrap();
     let third = hosts[2].start();
     all_identical(nodes.into_iter().chain([third]).collect());

@@ -192,6 +192,8 @@ fn bad_cells_are_named_by_file_line_and_column() {
     refused_data(folder.path(), &good, &["--test", text(&other)], &["2 columns", "6"]);
     let unknown = file("unknown.csv", "1,2,3,4,5,6,third\n");
     refused_data(folder.path(), &good, &["--test", text(&unknown)], &["\"third\"", "row 0"]);
+    let own = ["built-in data set has held-out rows of its own", "unknown.csv"];
+    refused_data(folder.path(), Path::new("digits"), &["--test", text(&unknown)], &own);
 }
 
 #[test]

@@ -110,8 +110,8 @@ struct Replayed {
 }
 
 fn run_file(directory: &Path) -> Result<RunFile> {
-    if !directory.is_dir() {
-        bail!("{} is no data directory of a node", directory.display());
+    if !directory.join("run.toml").is_file() {
+        bail!("{} is no data directory of a node: it has no run.toml", directory.display());
     }
     RunFile::read(&directory.join("run.toml"))
 }
@@ -287,8 +287,7 @@ pub fn run_eval(args: &EvalArgs) -> Result<u8> {
 pub fn run_verify(args: &VerifyArgs) -> Result<u8> {
     let started = Instant::now();
     let directory = &args.data_dir;
-    let replayed =
-        Replayed::of(directory, true).with_context(|| directory.display().to_string())?;
+    let replayed = Replayed::of(directory, true)?;
     let Replayed { file, prepared, stand, state, entries, unfinished, protocol } = &replayed;
     check_own(directory, file.run.run_id())?;
     let kept = path_in(directory);

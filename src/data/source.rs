@@ -101,6 +101,17 @@ pub enum DataError {
         /// The name without `.gz`.
         stem: String,
     },
+    /// Held-out rows for data that have their own.
+    #[error(
+        "{data} has held-out rows of its own, so {} cannot stand in for them; a file of held-out rows goes \
+         with a file of rows", test.display()
+    )]
+    Test {
+        /// The data.
+        data: String,
+        /// The file.
+        test: PathBuf,
+    },
     /// The suffix says nothing.
     #[error(
         "cannot tell the format of {} by its name; say --format csv, libsvm or idx",
@@ -134,7 +145,12 @@ impl DataSource {
     /// # Errors
     /// See [`DataError`]; each names the file.
     pub fn load(&self, look: Look<'_>) -> Result<Dataset, DataError> {
+        let whole = |data: &str| match &self.test {
+            Some(test) => Err(DataError::Test { data: data.into(), test: test.clone() }),
+            None => Ok(()),
+        };
         if self.data == DIGITS {
+            whole("the built-in data set")?;
             if self.text.is_some() {
                 let problem = "the built-in digits are no texts; name a .tsv, .csv, .jsonl or .txt \
                                file with --data";
@@ -151,6 +167,7 @@ impl DataSource {
                 return Err(DataError::Parse { path: path.into(), problem });
             }
             Found::Folder => {
+                whole(&self.data)?;
                 let train = idx_pair(path, "train", look)?;
                 (train, Some(idx_pair(path, "t10k", look)?))
             }

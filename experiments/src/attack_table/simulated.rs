@@ -91,16 +91,9 @@ impl Field for Simulator {
         let usual: Vec<f64> = honest.iter().filter_map(|of| of.weight).collect();
         let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len().max(1) as f64;
         Ok(Row {
-            attack: cell.attack.map_or("none".into(), |attack| attack.name.clone()),
-            factor: fault.and_then(|fault| fault.factor),
-            rule: cell.rule,
-            fraction: cell.fraction,
-            seed: cell.seed,
             accuracy: outcome.worst_accuracy(),
-            fault_free_accuracy: fault_free,
             identical: matches!(outcome.verdict, Verdict::Agreed),
             excluded: excluded(&faulty),
-            faulty: cell.faulty,
             honest_excluded: excluded(&honest),
             last_excluded_round: faulty.iter().filter_map(|of| of.excluded_from).max(),
             honest_score: honest.iter().filter_map(|of| of.audit_score).reduce(f64::min),
@@ -108,6 +101,7 @@ impl Field for Simulator {
             selected: (mean(&usual) > 0.0 && !weights.is_empty())
                 .then(|| mean(&weights) / mean(&usual)),
             trust_auc: area_under_roc(&trust(&honest), &trust(&faulty)),
+            ..Row::of(cell, fault, fault_free)
         })
     }
 }

@@ -112,23 +112,15 @@ impl Field for Sockets {
         let honest_excluded = result["honest_excluded_fraction"].as_f64().unwrap_or(0.0) * honest;
         let rounds = faulty.iter().filter_map(|of| of["excluded_from_round"].as_u64());
         Ok(Row {
-            attack: cell.attack.map_or("none".into(), |attack| attack.name.clone()),
-            factor: fault.and_then(|fault| fault.factor),
-            rule: cell.rule,
-            fraction: cell.fraction,
-            seed: cell.seed,
             accuracy: worst_accuracy(&result)?,
-            fault_free_accuracy: fault_free,
             identical: result["agreement"]["identical"].as_bool() == Some(true),
             excluded: rounds.clone().count(),
-            faulty: cell.faulty,
             honest_excluded: honest_excluded.round() as usize,
             last_excluded_round: rounds.max(),
-            honest_score: None,
             faulty_score: all("audit_score").into_iter().reduce(f64::max),
             selected: mean(all("selected_fraction")),
-            // The trust of honest nodes is not printed.
-            trust_auc: None,
+            // The trust of honest nodes, and what audits say of them, are not printed.
+            ..Row::of(cell, fault, fault_free)
         })
     }
 }

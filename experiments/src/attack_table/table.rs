@@ -4,8 +4,11 @@ use std::fmt::Write as _;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
+use rumormill::fault::Fault;
 use rumormill::selection::Rule;
 use serde::Serialize;
+
+use super::Cell;
 
 /// One run.
 #[derive(Clone, Debug, Serialize)]
@@ -35,6 +38,30 @@ pub(super) struct Row {
     pub(super) selected: Option<f64>,
     /// Chance that an honest node is trusted more than a faulty one: area under the ROC curve.
     pub(super) trust_auc: Option<f64>,
+}
+
+impl Row {
+    /// A row that says whose it is, and of the run nothing yet.
+    pub(super) fn of(cell: &Cell<'_>, fault: Option<Fault>, fault_free_accuracy: f64) -> Row {
+        Row {
+            attack: cell.attack.map_or("none".into(), |attack| attack.name.clone()),
+            factor: fault.and_then(|fault| fault.factor),
+            rule: cell.rule,
+            fraction: cell.fraction,
+            seed: cell.seed,
+            accuracy: 0.0,
+            fault_free_accuracy,
+            identical: false,
+            excluded: 0,
+            faulty: cell.faulty,
+            honest_excluded: 0,
+            last_excluded_round: None,
+            honest_score: None,
+            faulty_score: None,
+            selected: None,
+            trust_auc: None,
+        }
+    }
 }
 
 const CSV_HEADINGS: &str = "attack,factor,rule,fraction,seed,accuracy,fault_free_accuracy,identical,excluded,faulty,\
