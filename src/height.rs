@@ -20,6 +20,20 @@ use crate::roster::Roster;
 /// BLAKE3 of a record set.
 pub type SetDigest = [u8; 32];
 
+/// BLAKE3 of a model after so many certified heights, and of the history that made it.
+pub type ModelDigest = [u8; 32];
+
+/// Members say which model they hold after every so many certified heights: a newcomer can then take
+/// the model from anybody and check it, rather than replay what made it.
+pub const MODEL_EVERY: u64 = 16;
+
+/// What an ack says of the model after `certified` heights with this chain.
+pub fn model_digest(certified: u64, chain: &ChainDigest, state_hash: &[u8; 32]) -> ModelDigest {
+    let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 model");
+    hasher.update(&certified.to_le_bytes()).update(&chain.0).update(state_hash);
+    *hasher.finalize().as_bytes()
+}
+
 /// Control records of one height that are kept.
 pub const CONTROLS_MAX: usize = 64;
 
@@ -147,6 +161,23 @@ impl RecordSet {
     }
 }
 
+/// What a member adds to the set that it acknowledges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Seal {
+    /// Where the heights before the last one are a multiple of [`MODEL_EVERY`]: the model after them,
+    /// if the member had it at hand. Acks need not agree about it to be a certificate.
+    pub model: Option<ModelDigest>,
+    /// The member's signature over run, height, set and model.
+    pub signature: Signature,
+}
+
+impl Seal {
+    /// The length of its encoding.
+    pub(crate) fn encoded_len(&self) -> usize {
+        1 + self.model.map_or(0, |model| model.len()) + self.signature.0.len()
+    }
+}
+
 /// A member's signature under a record set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ack {
@@ -154,16 +185,22 @@ pub struct Ack {
     pub weight: u64,
     /// [`RecordSet::digest`].
     pub digest: SetDigest,
-    /// The member's signature.
-    pub signature: Signature,
+    /// What the member adds, and its signature.
+    pub seal: Seal,
 }
 
 impl Ack {
     /// Signs a record set.
-    pub fn sign(run: &RunId, height: Height, keys: &Keys, set: &RecordSet) -> Ack {
+    pub fn sign(
+        run: &RunId,
+        height: Height,
+        keys: &Keys,
+        set: &RecordSet,
+        model: Option<ModelDigest>,
+    ) -> Ack {
         let (weight, digest) = (set.weight(), set.digest);
-        let signature = keys.sign(&ack_statement(run, height, weight, &digest));
-        Ack { weight, digest, signature }
+        let signature = keys.sign(&ack_statement(run, height, weight, &digest, &model));
+        Ack { weight, digest, seal: Seal { model, signature } }
     }
 
     /// Whether `member` signed it.
@@ -174,15 +211,24 @@ impl Ack {
         scheme: Scheme,
         member: &NodeId,
     ) -> bool {
-        let statement = ack_statement(run, height, self.weight, &self.digest);
-        scheme.verify(member, &statement, &self.signature)
+        let statement = ack_statement(run, height, self.weight, &self.digest, &self.seal.model);
+        scheme.verify(member, &statement, &self.seal.signature)
     }
 }
 
-fn ack_statement(run: &RunId, height: Height, weight: u64, digest: &SetDigest) -> [u8; 32] {
+fn ack_statement(
+    run: &RunId,
+    height: Height,
+    weight: u64,
+    digest: &SetDigest,
+    model: &Option<ModelDigest>,
+) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 ack");
     hasher.update(&run.0).update(&height.0.to_le_bytes());
     hasher.update(&weight.to_le_bytes()).update(digest);
+    if let Some(model) = model {
+        hasher.update(model);
+    }
     *hasher.finalize().as_bytes()
 }
 
@@ -210,8 +256,8 @@ pub struct CertifiedHeight {
     pub controls: Vec<Control>,
     /// Weight under the members' signatures.
     pub weight: u64,
-    /// Members and their signatures, at least a quorum.
-    pub acks: Vec<(u16, Signature)>,
+    /// Members and their seals, at least a quorum.
+    pub acks: Vec<(u16, Seal)>,
 }
 
 /// Why a certified height was not accepted. Nothing was changed.
@@ -297,8 +343,8 @@ impl CertifiedHeight {
             return Err(malformed());
         }
         let mut signers = BTreeMap::new();
-        for (origin, signature) in self.acks.iter().take(roster_len) {
-            let ack = Ack { weight: self.weight, digest: set.digest, signature: *signature };
+        for (origin, seal) in self.acks.iter().take(roster_len) {
+            let ack = Ack { weight: self.weight, digest: set.digest, seal: *seal };
             let member = roster.id(Origin(*origin)).filter(|_| usize::from(*origin) < roster_len);
             if member.is_some_and(|id| ack.is_signed_by(run, height, scheme, id)) {
                 signers.insert(*origin, ());

@@ -3,7 +3,7 @@
 use bincode::{Decode, Encode};
 
 use crate::codec::{self, DecodeError, FRAME_LEN_MAX, RESPONSE_LEN_MAX};
-use crate::height::{CertifiedHeight, Control, SetDigest};
+use crate::height::{CertifiedHeight, Control, Seal, SetDigest};
 use crate::id::NodeId;
 use crate::keys::Signature;
 use crate::ledger::{Evidence, SegmentDelta};
@@ -123,8 +123,8 @@ pub struct AckGroup {
     pub weight: u64,
     /// The set's digest.
     pub digest: SetDigest,
-    /// Members and their signatures.
-    pub acks: Vec<(u16, Signature)>,
+    /// Members and their seals.
+    pub acks: Vec<(u16, Seal)>,
 }
 
 /// A question to a neighbor, outside the exchange.
@@ -139,6 +139,14 @@ pub enum Request {
         /// The first height wanted.
         from: u64,
     },
+    /// A stretch of a checkpoint: the model after so many certified heights, a multiple of
+    /// [`MODEL_EVERY`](crate::height::MODEL_EVERY), as a safetensors file.
+    Checkpoint {
+        /// The heights.
+        certified: u64,
+        /// The first byte wanted.
+        offset: u64,
+    },
 }
 
 /// The answer to a [`Request`].
@@ -150,6 +158,13 @@ pub enum Response {
     Founders(Vec<StartVote>),
     /// Certified heights in order.
     History(Vec<CertifiedHeight>),
+    /// A stretch of a checkpoint.
+    Checkpoint {
+        /// Bytes of the whole.
+        total: u64,
+        /// Some of them, from the offset that was asked for.
+        bytes: Vec<u8>,
+    },
     /// The neighbor has nothing to say, or no room.
     Nothing,
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use rumormill::codec;
 use rumormill::direction::Direction;
-use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet};
+use rumormill::height::{Ack, CertifiedHeight, Control, RecordSet, Seal};
 use rumormill::id::{Height, NodeId, Round, RunId, Slot};
 use rumormill::keys::{Keys, Scheme, Signature};
 use rumormill::lb8;
@@ -130,11 +130,11 @@ fn an_exchange_is_its_fields_in_order() {
 
 #[test]
 fn hello_carries_the_manifest_and_its_hash_is_the_run() {
-    let encoded = "020972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f0000";
+    let encoded = "030972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f0000";
     assert_eq!(hex(&codec::encode(&manifest())), encoded);
     assert_eq!(
         manifest().run_id().to_string(),
-        "040ea242746a857b3047b8b00482eabe543f0c6fd018239540854cd57c5a29d8"
+        "395e5c25e7d063b5b8a6742de9d31705ec093c9d3ab03f9a4ebacd72e9961f5c"
     );
     let hello = Frame::Hello { manifest: Box::new(manifest()), answer: true };
     assert_eq!(hex(&hello.encode()), format!("00{encoded}01"));
@@ -195,7 +195,10 @@ fn frames() -> Vec<Frame> {
         height: 3,
         weight: 900,
         digest: [8; 32],
-        acks: vec![(0, signature), (1, signature)],
+        acks: vec![
+            (0, Seal { model: None, signature }),
+            (1, Seal { model: Some([9; 32]), signature }),
+        ],
     }];
     let evidence = Evidence { height: 3, origin: 1, first: segment(), second: segment() };
     let full = Exchange {
@@ -220,7 +223,7 @@ fn certified_height() -> CertifiedHeight {
     let mut ledger = Ledger::new(2);
     ledger.set_certified(rumormill::id::Origin(1), Some(segment()));
     let set = RecordSet::of(Height(3), &ledger, &Default::default(), None);
-    let ack = Ack::sign(&RUN, Height(3), &Keys::simulated(0), &set);
+    let ack = Ack::sign(&RUN, Height(3), &Keys::simulated(0), &set, None);
     CertifiedHeight {
         height: 3,
         segments: Arc::new(vec![rumormill::height::CertifiedSegment {
@@ -231,7 +234,7 @@ fn certified_height() -> CertifiedHeight {
         equivocators: vec![0],
         controls: vec![Control::join(&RUN, Height(3), &Keys::simulated(4))],
         weight: set.weight(),
-        acks: vec![(0, ack.signature)],
+        acks: vec![(0, ack.seal)],
     }
 }
 
@@ -241,6 +244,7 @@ fn responses() -> Vec<Response> {
         Response::Manifest(Box::new(manifest())),
         Response::Founders(votes),
         Response::History(vec![certified_height()]),
+        Response::Checkpoint { total: 1 << 33, bytes: vec![4, 5, 6] },
         Response::Nothing,
     ]
 }
@@ -250,7 +254,9 @@ fn what_is_encoded_is_decoded() {
     for frame in frames() {
         assert_eq!(Frame::decode(&frame.encode()), Ok(frame));
     }
-    for request in [Request::Manifest, Request::Founders, Request::History { from: 1 << 40 }] {
+    let checkpoint = Request::Checkpoint { certified: 16, offset: 1 << 40 };
+    let history = Request::History { from: 1 << 40 };
+    for request in [Request::Manifest, Request::Founders, history, checkpoint] {
         assert_eq!(Request::decode(&request.encode()), Ok(request));
     }
     for response in responses() {
@@ -443,6 +449,7 @@ impl Pair {
         match request {
             Request::Manifest => Response::Manifest(Box::new(self.nodes[at].manifest().clone())),
             Request::Founders => Response::Founders(self.nodes[at].founding().to_vec()),
+            Request::Checkpoint { .. } => Response::Nothing,
             Request::History { from } => {
                 let from = usize::try_from(*from).unwrap_or(usize::MAX);
                 Response::History(self.history[at].iter().skip(from).take(4).cloned().collect())

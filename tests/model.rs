@@ -164,3 +164,64 @@ fn a_damaged_checkpoint_is_said_and_costs_nothing_but_time() {
     assert!(ended.stderr.contains("replayed from its base"), "{}", ended.stderr);
     assert_eq!(ended.json()["state_hash"], line["state_hash"]);
 }
+
+/// Two nodes that ended a run of twenty heights and stay; a third that fetches, in folder `name`.
+fn late(folder: &Path, name: &str, peers: &[String], source: &str) -> Ended {
+    let file = folder.join("run.toml");
+    let mut args = vec!["--run", text(&file), "--catch-up", source];
+    peers.iter().for_each(|peer| args.extend(["--peer", peer]));
+    node(&folder.join(name), &args).end()
+}
+
+#[test]
+fn a_late_node_takes_the_model_that_members_have_signed_and_no_other() {
+    let folder = folder();
+    let rounds = ["--rounds", "80", "--probes-per-round", "4", "--rounds-per-height", "4"];
+    let file = init(folder.path(), 2, &rounds);
+    let run = ["--run", text(&file), "--stay"];
+    let first = node(&folder.path().join("a"), &run);
+    let peer = address(&first);
+    let second = node(&folder.path().join("b"), &[&run[..], &["--peer", &peer]].concat());
+    let peers = [peer, address(&second)];
+    for node in [&first, &second] {
+        node.wait_for("all rounds are certified");
+    }
+    let model = |name: &str| folder.path().join(name).join("model-16.safetensors");
+    crate::support::wait_until("both wrote the model after 16 heights", || {
+        model("a").exists() && model("b").exists()
+    });
+
+    let fetched = late(folder.path(), "fetched", &peers, "checkpoint");
+    assert!(fetched.stderr.contains("is the members' model"), "{}", fetched.stderr);
+    let replayed = late(folder.path(), "replayed", &peers, "history");
+    assert!(!replayed.stderr.contains("is the members' model"), "{}", replayed.stderr);
+
+    // Who serves another model is found out, and another one asked.
+    let whole = fs::read(model("a")).unwrap();
+    let spoil = |name: &str| {
+        let mut bytes = whole.clone();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(model(name), bytes).unwrap();
+    };
+    spoil("a");
+    let warned = late(folder.path(), "warned", &peers[..1], "checkpoint");
+    assert!(warned.stderr.contains("a false checkpoint"), "{}", warned.stderr);
+    assert!(warned.stderr.contains("the history is replayed"), "{}", warned.stderr);
+    let either = late(folder.path(), "either", &peers, "checkpoint");
+    assert!(either.stderr.contains("is the members' model"), "{}", either.stderr);
+    // Nobody has one.
+    fs::remove_file(model("a")).unwrap();
+    fs::remove_file(model("b")).unwrap();
+    let without = late(folder.path(), "without", &peers, "checkpoint");
+    assert!(without.stderr.contains("no neighbor has the checkpoint"), "{}", without.stderr);
+
+    for node in [&first, &second] {
+        node.signal("INT");
+    }
+    let line = first.end().json();
+    for ended in [fetched, replayed, warned, either, without] {
+        assert_eq!(ended.code, 0, "{ended:#?}");
+        let of = ended.json();
+        assert_eq!((&of["state_hash"], &of["digest"]), (&line["state_hash"], &line["digest"]));
+    }
+}

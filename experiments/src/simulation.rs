@@ -429,6 +429,7 @@ impl<T: Trainer> Simulation<T> {
         let lost = !up || !self.carries(node, other) || self.chance(self.link.loss);
         let response = (!lost).then(|| match request {
             Request::Manifest => Response::Manifest(Box::new(self.manifest.clone())),
+            Request::Checkpoint { .. } => Response::Nothing,
             Request::Founders => {
                 let protocol = self.nodes[other].protocol.as_ref().expect("it is up");
                 Response::Founders(protocol.founding().to_vec())

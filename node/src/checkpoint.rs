@@ -143,10 +143,14 @@ fn write_tensors(
 /// names the file and both values.
 pub fn read(path: &Path, run: RunId, base: &State) -> Result<Checkpoint> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    decode(&bytes, run, base).with_context(|| path.display().to_string())
+    decode(&bytes, run, base.layout()).with_context(|| path.display().to_string())
 }
 
-fn decode(bytes: &[u8], run: RunId, base: &State) -> Result<Checkpoint> {
+/// A checkpoint from a file's bytes.
+///
+/// # Errors
+/// As [`read`], without the file's name.
+pub fn decode(bytes: &[u8], run: RunId, layout: &Layout) -> Result<Checkpoint> {
     let no_file = "not a whole safetensors file; take another copy of the checkpoint";
     let (_, header) = SafeTensors::read_metadata(bytes).context(no_file)?;
     let tensors = SafeTensors::deserialize(bytes).context(no_file)?;
@@ -169,7 +173,6 @@ fn decode(bytes: &[u8], run: RunId, base: &State) -> Result<Checkpoint> {
     };
     let (height, round) = (number("height")?, number("round")?);
     let chain = entry("chain")?.parse().map_err(anyhow::Error::msg).context("its chain")?;
-    let layout = base.layout();
     let (found, ours) = (entry("lsb_log2")?, units(layout));
     ensure!(found == ours, "the units of its tensors are {found}, those of the base model {ours}");
     let mut values = Vec::with_capacity(layout.dim());
@@ -232,15 +235,15 @@ mod tests {
         let path = folder.path().join("c.safetensors");
         write(&path, &stand(), &base()).unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        let whole = decode(&bytes, RunId([7; 32]), &base()).unwrap();
+        let whole = decode(&bytes, RunId([7; 32]), base().layout()).unwrap();
         for at in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 0x10;
             // What does not matter (the order of keys, padding) may change; the model may not.
-            if let Ok(read) = decode(&flipped, RunId([7; 32]), &base()) {
+            if let Ok(read) = decode(&flipped, RunId([7; 32]), base().layout()) {
                 assert_eq!(read.state, whole.state, "byte {at}");
             }
-            assert!(decode(&bytes[..at], RunId([7; 32]), &base()).is_err(), "cut at {at}");
+            assert!(decode(&bytes[..at], RunId([7; 32]), base().layout()).is_err(), "cut at {at}");
         }
     }
 

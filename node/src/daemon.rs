@@ -13,17 +13,19 @@ use rumormill::data::shard::Shards;
 use rumormill::fault::value::{Liar, Lie};
 use rumormill::fault::wire::Saboteur;
 use rumormill::fault::{Fault, FaultKind};
-use rumormill::height::ChainDigest;
-use rumormill::id::{NodeId, Origin, Round};
+use rumormill::height::{ChainDigest, MODEL_EVERY, model_digest};
+use rumormill::id::{Height, NodeId, Origin, Round};
 use rumormill::keys::Keys;
 use rumormill::manifest::{Manifest, ManifestError};
 use rumormill::message::{Request, Response};
+use rumormill::params::{Layout, State};
 use rumormill::protocol::{Config, Event, Input, Offence, Output, Protocol, Stats};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{debug, error, info, warn};
 
+use crate::catchup::{self, BEHIND_MIN, CatchUp, Fetch, ModelSource};
 use crate::checkpoint::{Advance, Stand};
 use crate::control::{Answer, Cause, Command, Counts, MemberLine, Request as Question, Status};
 use crate::evaluator::{Evaluator, Losses, ProbeSettings, Report, Task};
@@ -103,6 +105,8 @@ pub struct Setup {
     pub waits: bool,
     /// Where checkpoints are written, and how often.
     pub checkpoints: Option<Checkpoints>,
+    /// Where the model comes from when the node is far behind.
+    pub catch_up: ModelSource,
     /// The key is older than the log: what it signed may not all be in there.
     pub doubt: bool,
     /// Stop although the run is not certified after this long.
@@ -120,6 +124,8 @@ pub struct Checkpoints {
     pub path: PathBuf,
     /// The least time between two; `None` writes one at the end only.
     pub every: Option<Duration>,
+    /// The folder of those that others may fetch.
+    pub directory: PathBuf,
 }
 
 /// Why a node could not start or go on.
@@ -299,7 +305,28 @@ pub struct Daemon {
     /// When the last checkpoint was taken, and how many heights were certified then.
     checkpoint_at: Instant,
     certified_then: u64,
+    /// The model's tensors.
+    layout: Layout,
+    model_source: ModelSource,
+    /// A neighbor was found to be so far ahead.
+    behind: Option<u64>,
+    catch_up: Option<CatchUp>,
+    /// Models after certified heights whose hashes are known: told by the evaluator.
+    models: mpsc::Receiver<Hashed>,
+    hashed: mpsc::Sender<Hashed>,
+    /// The last model that the evaluator was asked to hash.
+    hashed_then: u64,
 }
+
+/// The model after certified heights, by its hash.
+struct Hashed {
+    certified: Height,
+    chain: ChainDigest,
+    state_hash: [u8; 32],
+}
+
+/// Hashes that may wait for the loop; with more, the newest is dropped and not named in an ack.
+const MODELS_MAX: usize = 4;
 
 impl Daemon {
     /// Opens the sockets and puts back what the log says.
@@ -318,6 +345,8 @@ impl Daemon {
             batch: manifest.batch as usize,
             epsilon_log2: manifest.epsilon_log2,
         };
+        let layout = setup.task.base.layout().clone();
+        let (hashed, models) = mpsc::channel(MODELS_MAX);
         let (evaluator, losses) = Evaluator::start(setup.task, settings);
         let restored = setup.entries.len();
         let resumed = Instant::now();
@@ -389,6 +418,13 @@ impl Daemon {
             checkpoints: setup.checkpoints,
             checkpoint_at: Instant::now(),
             certified_then: 0,
+            layout,
+            model_source: setup.catch_up,
+            behind: None,
+            catch_up: None,
+            models,
+            hashed,
+            hashed_then: 0,
         };
         daemon.certified_then = daemon.protocol.certified();
         daemon.seek();
@@ -453,7 +489,7 @@ impl Daemon {
         self.started = Instant::now();
         self.feed(Input::Wake)?;
         let ending = loop {
-            if !self.stay && self.protocol.is_done(self.now()) {
+            if !self.stay && self.catch_up.is_none() && self.protocol.is_done(self.now()) {
                 break Ending::Certified;
             }
             if self.timeout.is_some_and(|timeout| self.started.elapsed() > timeout) {
@@ -464,7 +500,9 @@ impl Daemon {
             }
             self.report_progress();
             self.settle_checkpoint()?;
+            self.go_on_catching_up();
             self.checkpoint_if_due();
+            self.name_model_if_due();
             self.close_refused();
             let sleep = self.sleep_until_due();
             tokio::select! {
@@ -475,6 +513,9 @@ impl Daemon {
                 }
                 Some(command) = self.commands.recv() => self.on_command(command),
                 Some(losses) = self.losses.recv() => self.on_losses(losses)?,
+                Some(Hashed { certified, chain, state_hash }) = self.models.recv() => {
+                    self.protocol.tell_model(certified, chain, &state_hash);
+                }
                 () = tokio::time::sleep(sleep) => self.feed(Input::Wake)?,
                 _ = self.stop.recv(), if !self.stopping => {
                     self.stopping = true;
@@ -516,6 +557,7 @@ impl Daemon {
 
     async fn finish(mut self, ending: Ending) -> Result<Outcome, DaemonError> {
         self.store.flush()?;
+        self.replay_kept("the node ends");
         self.publish();
         if self.checkpoints.is_some() && self.protocol.certified() > 0 {
             self.checkpoint(|written| {
@@ -589,6 +631,187 @@ impl Daemon {
         });
     }
 
+    /// Begins to keep what history pays, when far behind; decides where the model comes from once history
+    /// has come; asks for the next stretch of a checkpoint.
+    fn go_on_catching_up(&mut self) {
+        let certified = self.protocol.certified();
+        if let Some(target) = self.behind.take() {
+            match &mut self.catch_up {
+                Some(catch_up) => catch_up.aim(target),
+                None if target < certified + BEHIND_MIN || self.awaited.is_some() => {}
+                None if self.model_source == ModelSource::History => {}
+                None => {
+                    let first = Round(self.first_round(Height(certified)));
+                    let Some(mut paid) = self.protocol.take_back_from(first) else { return };
+                    self.evaluator.apply(paid.clone());
+                    paid.iter_mut().for_each(|of| std::mem::swap(&mut of.from, &mut of.to));
+                    self.catch_up = Some(CatchUp::new(paid, certified, target));
+                }
+            }
+        }
+        let Some(catch_up) = &mut self.catch_up else { return };
+        if !catch_up.is_due(certified) {
+            return;
+        }
+        if catch_up.fetch().is_some() {
+            return self.replay_kept("the checkpoint takes too long");
+        }
+        let Some((at, digest)) = self.protocol.vouched_model() else {
+            return self.replay_kept("no model is vouched for");
+        };
+        let first = self.first_round(at);
+        let Some(catch_up) = &self.catch_up else { return };
+        let choice = catch_up.choose(self.model_source, first, self.layout.dim());
+        let estimates = format!(
+            "{} directions to replay, about {:.1} s; the checkpoint after {} heights has {} bytes,              about {:.1} s",
+            choice.directions,
+            choice.replay_s,
+            at.0,
+            4 * self.layout.dim(),
+            choice.fetch_s
+        );
+        if !choice.fetch {
+            return self.replay_kept(&estimates);
+        }
+        // Whoever is connected may have it; the first that has not costs a round trip.
+        let Some(from) = self.links.keys().copied().find(|node| catch_up.may_ask(node)) else {
+            return self.replay_kept("no neighbor has the checkpoint");
+        };
+        info!("the model comes from a neighbor: {estimates}");
+        self.ask_stretch(at, digest, from, Vec::new());
+    }
+
+    fn first_round(&self, height: Height) -> u64 {
+        height.0 * u64::from(self.protocol.manifest().rounds_per_height)
+    }
+
+    fn ask_stretch(&mut self, certified: Height, digest: [u8; 32], from: NodeId, bytes: Vec<u8>) {
+        let (Some(catch_up), Some(peer)) = (&mut self.catch_up, peer_of(from)) else { return };
+        let request = Request::Checkpoint { certified: certified.0, offset: bytes.len() as u64 };
+        let request = self.network.request(peer, request.encode());
+        catch_up.begin(Fetch { certified, digest, from, request, bytes });
+    }
+
+    /// Applies what was kept to the base model.
+    fn replay_kept(&mut self, why: &str) {
+        let Some(catch_up) = self.catch_up.take() else { return };
+        let rest = catch_up.rest(0);
+        info!(directions = rest.len(), "the history is replayed: {why}");
+        self.evaluator.apply(rest);
+    }
+
+    /// A stretch of the checkpoint that is on its way, or an answer that came too late.
+    fn on_stretch(&mut self, id: RequestId, answer: Option<Vec<u8>>) {
+        let parameters = self.layout.dim();
+        let Some(catch_up) = &mut self.catch_up else { return };
+        let Some(fetch) = catch_up.fetch().filter(|fetch| fetch.request == id) else { return };
+        let from = fetch.from;
+        let answer = answer.and_then(|bytes| Response::decode(&bytes).ok());
+        let taken = match answer {
+            Some(Response::Checkpoint { total, bytes }) => fetch.take(total, &bytes, parameters),
+            _ => None,
+        };
+        let (certified, digest) = (fetch.certified, fetch.digest);
+        match taken {
+            Some(false) => {
+                let bytes = std::mem::take(&mut fetch.bytes);
+                self.ask_stretch(certified, digest, from, bytes);
+            }
+            Some(true) => {
+                let bytes = std::mem::take(&mut fetch.bytes);
+                catch_up.give_up(from);
+                match self.checked(certified, digest, &bytes) {
+                    Ok(state) => self.take_model(certified, state, bytes.len()),
+                    Err(error) => {
+                        let peer = peer_of(from).map(|of| of.to_string()).unwrap_or_default();
+                        warn!(%peer, "a false checkpoint: {error:#}; another node is asked");
+                        self.refuse(from);
+                    }
+                }
+            }
+            None => catch_up.give_up(from),
+        }
+    }
+
+    /// The model of a checkpoint, if it is the one that the members have signed.
+    fn checked(&self, certified: Height, digest: [u8; 32], bytes: &[u8]) -> anyhow::Result<State> {
+        let run = self.protocol.run_id();
+        let checkpoint = crate::checkpoint::decode(bytes, run, &self.layout)?;
+        let chain = self.protocol.chain_after(certified);
+        let chain = chain.ok_or_else(|| anyhow::anyhow!("its height is too long ago"))?;
+        let found = model_digest(certified.0, &chain, &checkpoint.state.hash());
+        anyhow::ensure!(
+            found == digest,
+            "the members have signed model {}, this is {}",
+            crate::run::hex(&digest),
+            crate::run::hex(&found)
+        );
+        Ok(checkpoint.state)
+    }
+
+    fn take_model(&mut self, certified: Height, state: State, bytes: usize) {
+        let first = self.first_round(certified);
+        let Some(catch_up) = self.catch_up.take() else { return };
+        let seconds = format!("{:.2}", catch_up.seconds());
+        let rest = catch_up.rest(first);
+        info!(
+            bytes,
+            seconds,
+            directions = rest.len(),
+            "the checkpoint after {} heights is the members' model; what came later is replayed",
+            certified.0
+        );
+        self.evaluator.replace(state);
+        self.evaluator.apply(rest);
+    }
+
+    /// Has the model hashed after every so many heights, for the acks, and written down for newcomers.
+    fn name_model_if_due(&mut self) {
+        let certified = self.protocol.certified() / MODEL_EVERY * MODEL_EVERY;
+        if certified <= self.hashed_then || self.awaited.is_some() || self.catch_up.is_some() {
+            return;
+        }
+        self.hashed_then = certified;
+        let height = Height(certified);
+        let round = self.first_round(height);
+        let Some(beyond) = self.protocol.take_back_from(Round(round)) else { return };
+        let Some(chain) = self.protocol.chain_after(height) else { return };
+        let stand = Stand { run: self.protocol.run_id(), height: certified, round, chain };
+        let directory = self.checkpoints.as_ref().map(|of| of.directory.clone());
+        let hashed = self.hashed.clone();
+        self.evaluator.show(beyond, move |state| {
+            let state_hash = state.hash();
+            // A full channel means that the loop is far behind: then the ack names no model.
+            let _ = hashed.try_send(Hashed { certified: height, chain, state_hash });
+            let Some(directory) = directory else { return };
+            let path = catchup::served_path(&directory, height);
+            match crate::checkpoint::write(&path, &stand, state) {
+                Ok(()) => catchup::forget_served(&directory, height),
+                Err(error) => warn!("no checkpoint for others: {error:#}"),
+            }
+        });
+    }
+
+    fn serve_checkpoint(&mut self, certified: u64, offset: u64) -> Response {
+        let Some(Checkpoints { directory, .. }) = &self.checkpoints else {
+            return Response::Nothing;
+        };
+        let path = catchup::served_path(directory, Height(certified));
+        match catchup::stretch(&path, offset) {
+            Ok((total, bytes)) => {
+                let bytes = match &mut self.saboteur {
+                    Some(saboteur) => saboteur.checkpoint(bytes),
+                    None => bytes,
+                };
+                Response::Checkpoint { total, bytes }
+            }
+            Err(error) => {
+                debug!(%error, certified, offset, "no such checkpoint");
+                Response::Nothing
+            }
+        }
+    }
+
     /// Has the model after the last certified height written down; `then` is told of it.
     fn checkpoint(&mut self, then: impl FnOnce(anyhow::Result<Stand>) + Send + 'static) {
         let Some(Checkpoints { path, .. }) = self.checkpoints.clone() else {
@@ -599,7 +822,8 @@ impl Daemon {
         let per_height = u64::from(self.protocol.manifest().rounds_per_height);
         let round = self.protocol.certified() * per_height;
         let beyond = self.protocol.take_back_from(Round(round));
-        let Some(beyond) = beyond.filter(|_| self.awaited.is_none()) else {
+        let whole = self.awaited.is_none() && self.catch_up.is_none();
+        let Some(beyond) = beyond.filter(|_| whole) else {
             return then(Err(anyhow::anyhow!("the model is still being put together")));
         };
         let stand = Stand {
@@ -627,7 +851,10 @@ impl Daemon {
             certified: self.protocol.certified(),
             probes: self.protocol.stats().probes,
             peers: self.network.peers().len(),
-            waits_for: self.protocol.stalled().map(str::to_owned),
+            waits_for: match self.catch_up {
+                Some(_) => Some("the history of the run".into()),
+                None => self.protocol.stalled().map(str::to_owned),
+            },
             gathering: self.protocol.gathering(self.now()),
             addresses: self.network.listen_addrs(),
             finished: self.protocol.is_finished().then(|| self.protocol.digest().to_string()),
@@ -689,11 +916,14 @@ impl Daemon {
                 }
             }
             // The model is not there: nothing can be measured, and that has its own byte.
-            Output::Probe(probe) if self.awaited.is_some() => {
+            Output::Probe(probe) if self.awaited.is_some() || self.catch_up.is_some() => {
                 return Ok(Some(Input::Losses { probe, plus: f32::NAN, minus: f32::NAN }));
             }
             Output::Probe(probe) => self.evaluator.probe(probe),
-            Output::Apply(changes) => self.evaluator.apply(changes),
+            Output::Apply(changes) => match &mut self.catch_up {
+                Some(catch_up) => catch_up.keep(changes),
+                None => self.evaluator.apply(changes),
+            },
             Output::Misbehaved { peer, offence } => self.on_offence(peer, &offence),
             Output::Refused { peer, difference } => {
                 let name = peer_of(peer).map(|peer| peer.to_string()).unwrap_or_default();
@@ -785,6 +1015,7 @@ impl Daemon {
             Event::CatchingUp { certified, target, from } => {
                 let peer = peer_of(*from).map(|peer| peer.to_string()).unwrap_or_default();
                 info!(certified, target, from = peer, "catching up from history");
+                self.behind = Some(*target);
             }
             Event::Finished { digest } => {
                 let dropped = self.protocol.stats().dropped;
@@ -1066,7 +1297,10 @@ impl Daemon {
             }
             NetworkEvent::Request { peer, bytes, token } => self.serve(peer, &bytes, token),
             NetworkEvent::Response { id, result, .. } => {
-                let Some(from) = self.requests.remove(&id) else { return Ok(()) };
+                let Some(from) = self.requests.remove(&id) else {
+                    self.on_stretch(id, result.ok());
+                    return Ok(());
+                };
                 let response = match result {
                     Ok(bytes) => match Response::decode(&bytes) {
                         Ok(response) => Some(response),
@@ -1117,6 +1351,9 @@ impl Daemon {
                     Some(saboteur) => saboteur.history(heights),
                     None => heights,
                 })
+            }
+            Ok(Request::Checkpoint { certified, offset }) => {
+                self.serve_checkpoint(certified, offset)
             }
             Err(error) => {
                 if let Some(node) = node_of(peer) {

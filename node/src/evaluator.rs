@@ -92,6 +92,7 @@ enum Command {
     Deceive(Option<Box<Deceit>>),
     Report(oneshot::Sender<Report>),
     Add(Box<State>),
+    Replace(Box<State>),
     Show(Vec<Change>, Box<dyn FnOnce(&State) + Send>),
 }
 
@@ -146,6 +147,11 @@ impl Evaluator {
     /// will be, are beyond it.
     pub fn add(&self, beyond: State) {
         self.send(Command::Add(Box::new(beyond)));
+    }
+
+    /// From now on, this is the model.
+    pub fn replace(&self, state: State) {
+        self.send(Command::Replace(Box::new(state)));
     }
 
     /// Shows the model as it stands after everything sent so far, but for `taken_back`.
@@ -251,6 +257,7 @@ impl Worker {
                     let _ = reply.send(self.report());
                 }
                 Command::Add(beyond) => self.state.add(&beyond),
+                Command::Replace(state) => self.state = *state,
                 Command::Show(mut changes, look) => {
                     // In place, so that no second model is held; adds are exact both ways.
                     self.apply(&changes);

@@ -4,6 +4,7 @@
 //! [`evaluator`] for compute and [`store`] for disk. The commands start one ([`node`]) or many
 //! ([`local`]), ask a running one ([`control`]), or make some of them misbehave ([`fault`]). [`vector`] runs the rivals that exchange vectors over the same sockets.
 
+pub mod catchup;
 pub mod checkpoint;
 pub mod cli;
 pub mod control;

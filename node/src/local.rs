@@ -18,6 +18,7 @@ use rumormill_topology::Topology;
 use rumormill_topology::family::{Family, Parameters, generate};
 use rumormill_topology::rate::{RateScheme, probabilities};
 
+use crate::catchup::ModelSource;
 use crate::daemon::{Daemon, Handle, Neighbors, Outcome, Setup};
 use crate::fault::{Crowds, Lab, Role, cast, sends_too_much};
 use crate::identity::Identity;
@@ -434,6 +435,7 @@ async fn tasks(
             checkpoint: None,
             waits: false,
             checkpoints: None,
+            catch_up: ModelSource::History,
             doubt: false,
             timeout: Some(Duration::from_secs_f64(args.timeout)),
             stay: false,

@@ -17,6 +17,7 @@ use rumormill::message::{Request, Response};
 use rumormill::params::State;
 use rumormill::protocol::{Config, EdgeRate, Entry, GradientClock};
 
+use crate::catchup::ModelSource;
 use crate::checkpoint::{self, Advance};
 use crate::cli::Unreachable;
 use crate::daemon::{Checkpoints, Daemon, Ending, Handle, Neighbors, Outcome, Setup};
@@ -78,6 +79,9 @@ pub struct NodeArgs {
     /// Go on from this checkpoint of the run once the certified history has come to it
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
+    /// Where the model comes from when the node is far behind: history, checkpoint (a neighbor's), auto
+    #[arg(long, value_name = "SOURCE")]
+    pub catch_up: Option<ModelSource>,
     /// Drop a damaged ledger from the damage on, and fetch the rest from peers
     #[arg(long)]
     pub repair: bool,
@@ -265,7 +269,12 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         entries,
         checkpoint,
         waits: args.resume.is_some(),
-        checkpoints: Some(Checkpoints { path: checkpoint::path_in(&directory), every }),
+        checkpoints: Some(Checkpoints {
+            path: checkpoint::path_in(&directory),
+            every,
+            directory: directory.clone(),
+        }),
+        catch_up: args.catch_up.unwrap_or(file.node.catch_up),
         timeout,
         stay: args.stay,
         lab,

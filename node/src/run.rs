@@ -21,6 +21,7 @@ use rumormill::selection::Rule;
 use rumormill::spsa::projected_gradient;
 use serde::{Deserialize, Serialize};
 
+use crate::catchup::ModelSource;
 use crate::evaluator::Task;
 use crate::language::LanguageArgs;
 use crate::store::Sync;
@@ -327,6 +328,8 @@ pub struct NodeSettings {
     pub sync: Sync,
     /// Seconds between two checkpoints; 0 for one at the end only.
     pub checkpoint_s: f64,
+    /// Where the model comes from when the node is far behind.
+    pub catch_up: ModelSource,
 }
 
 impl Default for NodeSettings {
@@ -348,6 +351,7 @@ impl Default for NodeSettings {
             probe_rate_per_s: 0.0,
             sync: Sync::Always,
             checkpoint_s: 60.0,
+            catch_up: ModelSource::Auto,
         }
     }
 }
@@ -426,6 +430,10 @@ const NODE_COMMENTS: &[(&str, &str)] = &[
     (
         "checkpoint_s",
         "Seconds between two checkpoints, which make a restart short; 0: at the end only.",
+    ),
+    (
+        "catch_up",
+        "A node far behind: history (replay it), checkpoint (a neighbor's), auto (the faster one).",
     ),
     ("sync", "always: the disk confirms one's own signatures before they are sent. never."),
 ];

@@ -23,7 +23,7 @@ use crate::resume::Logged;
 pub const LOG_NAME: &str = "ledger.log";
 
 /// First bytes of the log; the last two are the version of its format.
-const MAGIC: [u8; 16] = *b"rumormill log 01";
+const MAGIC: [u8; 16] = *b"rumormill log 02";
 
 /// The longest entry: a certified height of the largest roster and segments.
 const ENTRY_LEN_MAX: usize = 256 << 20;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::FaultKind;
 use crate::codec::FRAME_LEN_MAX;
-use crate::height::{Ack, CertifiedHeight, Control, RecordSet};
+use crate::height::{Ack, CertifiedHeight, Control, RecordSet, Seal};
 use crate::id::{Height, NodeId, Origin, RunId};
 use crate::keys::{Keys, Signature};
 use crate::ledger::{Context, Segment, SegmentDelta, SegmentLimits};
@@ -168,6 +168,21 @@ impl Saboteur {
         }
     }
 
+    /// The stretch of a checkpoint that others are given in place of `bytes`.
+    pub fn checkpoint(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
+        match self.kind {
+            FaultKind::FalseHistory => {
+                // In a model's values rather than in what says what they are.
+                if let Some(last) = bytes.last_mut() {
+                    *last ^= 1;
+                }
+                bytes
+            }
+            FaultKind::Silent => Vec::new(),
+            _ => bytes,
+        }
+    }
+
     /// Puts other whole segments in place of one's own.
     fn replace_own(
         &self,
@@ -209,7 +224,7 @@ impl Saboteur {
         };
         exchange.segments.iter_mut().for_each(|delta| spoil(&mut delta.signature));
         let acks = exchange.acks.iter_mut().flat_map(|group| &mut group.acks);
-        acks.for_each(|ack| spoil(&mut ack.1));
+        acks.for_each(|ack| spoil(&mut ack.1.signature));
     }
 
     fn replay(&mut self, bytes: Vec<u8>) -> Vec<Vec<u8>> {
@@ -250,12 +265,12 @@ impl Saboteur {
             controls: Vec::new(),
             digest,
         };
-        let ack = Ack::sign(&self.run, Height(height), &self.keys, &set);
+        let ack = Ack::sign(&self.run, Height(height), &self.keys, &set, None);
         exchange.acks.push(AckGroup {
             height,
             weight: ack.weight,
             digest,
-            acks: vec![(me, ack.signature)],
+            acks: vec![(me, ack.seal)],
         });
     }
 }
@@ -318,7 +333,8 @@ fn malformed(exchange: &Exchange, bytes: Vec<u8>, rng: &mut KeyedRng) -> Vec<Vec
             other.sums = vec![Sums { height: other.certified, sums }];
         }
         7 => {
-            let acks = vec![(0, Signature([0; 64])); 100];
+            let seal = Seal { model: Some([1; 32]), signature: Signature([0; 64]) };
+            let acks = vec![(0, seal); 100];
             let digest = [0; 32];
             let group = |height, weight| AckGroup { height, weight, digest, acks: acks.clone() };
             other.acks = vec![group(far, far), group(0, far), group(other.certified, u64::MAX)];
@@ -376,6 +392,7 @@ mod tests {
     }
 
     fn exchange() -> Exchange {
+        let seal = |byte| Seal { model: None, signature: Signature([byte; 64]) };
         let other = segment(3, &[9]).delta(3, Origin(1), 0);
         Exchange {
             sequence: 0,
@@ -390,7 +407,7 @@ mod tests {
                 height: 3,
                 weight: 5,
                 digest: [3; 32],
-                acks: vec![(0, Signature([1; 64])), (1, Signature([2; 64]))],
+                acks: vec![(0, seal(1)), (1, seal(2))],
             }],
             controls: Vec::new(),
             evidence: Vec::new(),
@@ -557,6 +574,7 @@ mod tests {
 
     #[test]
     fn false_history_differs_and_survives_empty_heights() {
+        let seal = |byte| Seal { model: Some([7; 32]), signature: Signature([byte; 64]) };
         let segment = CertifiedSegment { origin: 0, counts: vec![2], bytes: vec![1, 2] };
         let full = CertifiedHeight {
             height: 0,
@@ -564,7 +582,7 @@ mod tests {
             equivocators: Vec::new(),
             controls: Vec::new(),
             weight: 4,
-            acks: vec![(0, Signature([1; 64])), (1, Signature([2; 64]))],
+            acks: vec![(0, seal(1)), (1, seal(2))],
         };
         let empty = CertifiedHeight { segments: Arc::default(), acks: Vec::new(), ..full.clone() };
         let mut saboteur = saboteur(FaultKind::FalseHistory);

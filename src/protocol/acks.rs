@@ -95,7 +95,7 @@ impl Acks {
     }
 }
 
-/// Acks of one set that a neighbor is told of: an [`AckGroup`] before its signatures are copied.
+/// Acks of one set that a neighbor is told of: an [`AckGroup`] before its seals are copied.
 #[derive(Clone, Debug)]
 pub(super) struct ToldAcks {
     pub(super) height: u64,
@@ -111,14 +111,15 @@ impl ToldAcks {
             height: self.height,
             weight: self.weight,
             digest: self.digest,
-            acks: self.acks.iter().map(|(origin, ack)| (origin.0, ack.signature)).collect(),
+            acks: self.acks.iter().map(|(origin, ack)| (origin.0, ack.seal)).collect(),
         }
     }
 
     /// The length of the group's encoding.
     pub(super) fn encoded_len(&self) -> usize {
-        let signed =
-            |(origin, ack): &(Origin, Arc<Ack>)| varint_len(origin.index()) + ack.signature.0.len();
+        let signed = |(origin, ack): &(Origin, Arc<Ack>)| {
+            varint_len(origin.index()) + ack.seal.encoded_len()
+        };
         varint_len(self.height as usize)
             + varint_len(self.weight as usize)
             + self.digest.len()
@@ -138,13 +139,19 @@ impl FromIterator<(Origin, Ack)> for Acks {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::height::Seal;
     use crate::keys::Signature;
 
     #[test]
     fn what_is_told_has_the_length_of_its_group() {
         for (height, weight, members) in [(0, 0, 0), (300, 70_000, 3), (1, u64::MAX - 1, 600)] {
-            let ack = Arc::new(Ack { weight, digest: [7; 32], signature: Signature([9; 64]) });
-            let acks = (0..members).map(|at| (Origin(at), Arc::clone(&ack))).collect();
+            let ack = |model| {
+                let seal = Seal { model, signature: Signature([9; 64]) };
+                Arc::new(Ack { weight, digest: [7; 32], seal })
+            };
+            let (without, with) = (ack(None), ack(Some([5; 32])));
+            let of = |at| Arc::clone(if at % 2 == 0 { &without } else { &with });
+            let acks = (0..members).map(|at| (Origin(at), of(at))).collect();
             let told = ToldAcks { height, weight, digest: [7; 32], acks };
             assert_eq!(told.encoded_len(), crate::codec::encode(&told.group()).len());
         }

@@ -45,6 +45,7 @@ impl Protocol {
         let Some(origin) = self.own_origin(&params).filter(|_| self.may_sign(height)) else {
             return;
         };
+        let model = self.model_of_ack(height);
         let Some(state) = self.heights.get_mut(&height) else { return };
         state.grown = false;
         let set = state.current_set(height).clone();
@@ -66,7 +67,7 @@ impl Protocol {
             evidence: state.ledger.evidence().values().cloned().collect(),
             controls: state.controls.values().cloned().collect(),
         }));
-        let ack = Ack::sign(&self.run, Height(height), &self.keys, &set);
+        let ack = Ack::sign(&self.run, Height(height), &self.keys, &set, model);
         state.acks.insert(origin, Arc::new(ack));
         if state.signed.len() == SIGNED_MAX {
             state.signed.remove(0);
@@ -403,7 +404,7 @@ impl Protocol {
             equivocators: set.equivocators.iter().map(|origin| origin.0).collect(),
             controls: state.controls.values().cloned().collect(),
             weight: set.weight(),
-            acks: state.acks.iter().map(|(origin, ack)| (origin.0, ack.signature)).collect(),
+            acks: state.acks.iter().map(|(origin, ack)| (origin.0, ack.seal)).collect(),
         }
     }
 
@@ -429,7 +430,8 @@ impl Protocol {
                 }
                 self.wish_to_join();
             }
-            Some(Response::Manifest(_) | Response::Nothing) | None => {}
+            Some(Response::Manifest(_) | Response::Checkpoint { .. } | Response::Nothing)
+            | None => {}
         }
     }
 
@@ -459,8 +461,8 @@ impl Protocol {
         if controls.values().any(|c| !c.is_valid_join(&self.run, Height(height), self.scheme)) {
             return Err(Offence::FalseHistory(format!("height {height} has a forged control")));
         }
-        let acks = certified.acks.iter().map(|&(origin, signature)| {
-            (Origin(origin), Ack { weight: set.weight(), digest: set.digest, signature })
+        let acks = certified.acks.iter().map(|&(origin, seal)| {
+            (Origin(origin), Ack { weight: set.weight(), digest: set.digest, seal })
         });
         let state = self.heights.get_mut(&height).expect("looked up above");
         keep_signatures(&mut state.ledger, ledger);

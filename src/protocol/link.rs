@@ -862,8 +862,8 @@ impl Protocol {
             if !(self.certified..self.certified + OPEN).contains(&group.height) {
                 continue;
             }
-            for (origin, signature) in group.acks {
-                let ack = Ack { weight: group.weight, digest: group.digest, signature };
+            for (origin, seal) in group.acks {
+                let ack = Ack { weight: group.weight, digest: group.digest, seal };
                 if !self.take_ack(group.height, Origin(origin), ack) {
                     return Err(invalid(format!("ack of member {origin}")));
                 }

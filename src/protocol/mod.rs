@@ -15,6 +15,7 @@ mod cache;
 mod config;
 mod input;
 mod link;
+mod models;
 mod output;
 mod passed;
 mod recall;
@@ -33,7 +34,7 @@ pub use passed::Passed;
 
 use crate::audit::{Sample, section_len_max};
 use crate::clock::PoissonClock;
-use crate::height::{ChainDigest, Control, ControlKey, RecordSet};
+use crate::height::{ChainDigest, Control, ControlKey, ModelDigest, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, RunId};
 use crate::keys::{Keys, Scheme};
 use crate::ledger::{Context, Ledger, SegmentLimits};
@@ -236,6 +237,8 @@ pub struct Protocol {
     awaited: Option<(u64, ChainDigest)>,
     /// Whether the chain was that, once the height was reached.
     awaited_fits: Option<bool>,
+    /// The caller's models after certified heights: the chain there, and the digest.
+    models: BTreeMap<u64, (ChainDigest, ModelDigest)>,
     /// Sums of rounds of open heights, with rule `mean` and everything paid at once; where there are
     /// none, they are made when they are asked for.
     sums: BTreeMap<u64, Sums>,
@@ -307,6 +310,7 @@ impl Protocol {
             dirty: BTreeSet::new(),
             awaited: None,
             awaited_fits: None,
+            models: BTreeMap::new(),
             sums: BTreeMap::new(),
             tally: None,
             round: 0,

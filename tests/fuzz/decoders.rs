@@ -173,9 +173,9 @@ fn signed_again(node: &Protocol, bytes: &[u8]) -> Vec<u8> {
         }
         let (equivocators, controls) = (Vec::new(), Vec::new());
         let set = RecordSet { lens, equivocators, controls, digest: group.digest };
-        for (origin, signature) in &mut group.acks {
+        for (origin, seal) in &mut group.acks {
             if let Some(keys) = keys(*origin) {
-                *signature = Ack::sign(&run, Height(group.height), &keys, &set).signature;
+                *seal = Ack::sign(&run, Height(group.height), &keys, &set, seal.model).seal;
             }
         }
     }
@@ -314,6 +314,7 @@ fn run(manifest: &Manifest) -> Trained {
         Response::Manifest(manifest),
         Response::Founders(founding),
         Response::History(history),
+        Response::Checkpoint { total: 1 << 20, bytes: vec![7; 64] },
         Response::Nothing,
     ];
     trained.responses = all.iter().map(Response::encode).collect();
@@ -326,7 +327,9 @@ fn trained() -> Trained {
 }
 
 fn requests() -> Vec<Vec<u8>> {
-    let all = [Request::Manifest, Request::Founders, Request::History { from: 300 }];
+    let checkpoint = Request::Checkpoint { certified: 16, offset: 1 << 20 };
+    let history = Request::History { from: 300 };
+    let all = [Request::Manifest, Request::Founders, history, checkpoint];
     all.iter().map(Request::encode).collect()
 }
 

@@ -92,7 +92,7 @@ pub enum NetworkEvent {
 }
 
 /// Names a request of this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(super) u64);
 
 /// The right to answer one request. Dropping it tells the peer that there is no answer.
