@@ -128,7 +128,7 @@ pub fn targets<'a>(
 }
 
 /// What one auditor found of one origin in one height.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, bincode::Encode, bincode::Decode)]
 pub struct Sample {
     /// Who repeated.
     pub auditor: Origin,

@@ -158,6 +158,8 @@ pub enum Response {
     Founders(Vec<StartVote>),
     /// Certified heights in order.
     History(Vec<CertifiedHeight>),
+    /// The neighbor keeps certified heights from this one on only.
+    HistoryFrom(u64),
     /// A stretch of a checkpoint.
     Checkpoint {
         /// Bytes of the whole.

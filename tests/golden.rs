@@ -244,6 +244,7 @@ fn responses() -> Vec<Response> {
         Response::Manifest(Box::new(manifest())),
         Response::Founders(votes),
         Response::History(vec![certified_height()]),
+        Response::HistoryFrom(1 << 33),
         Response::Checkpoint { total: 1 << 33, bytes: vec![4, 5, 6] },
         Response::Nothing,
     ]

@@ -161,7 +161,7 @@ fn a_damaged_checkpoint_is_said_and_costs_nothing_but_time() {
     let file = folder.path().join("run.toml");
     let again = node(&directory, &["--run", text(&file)]);
     let ended = again.end();
-    assert!(ended.stderr.contains("replayed from its base"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("replayed without it"), "{}", ended.stderr);
     assert_eq!(ended.json()["state_hash"], line["state_hash"]);
 }
 
@@ -224,4 +224,72 @@ fn a_late_node_takes_the_model_that_members_have_signed_and_no_other() {
         let of = ended.json();
         assert_eq!((&of["state_hash"], &of["digest"]), (&line["state_hash"], &line["digest"]));
     }
+}
+
+/// A log whose older history was dropped: selection over a window and audits look back beyond its start.
+#[test]
+fn a_node_that_drops_old_history_resumes_verifies_and_says_what_it_lacks() {
+    let folder = folder();
+    let settings = ["--selection", "stack", "--audits", "60", "--rounds", "140"];
+    let rounds = ["--probes-per-round", "8", "--rounds-per-height", "2", "--window", "9"];
+    let file = init(folder.path(), 4, &[&settings[..], &rounds].concat());
+    let run_file = ["--run", text(&file)];
+    let paced = [&run_file[..], &PACED].concat();
+    let first = node(&folder.path().join("a"), &[&paced[..], &["--stay"]].concat());
+    let peer = address(&first);
+    let follow = [&paced[..], &["--peer", &peer]].concat();
+    let others = ["b", "c"].map(|name| node(&folder.path().join(name), &follow));
+    let short = folder.path().join("short");
+    let retaining = [&follow[..], &["--retain-heights", "16"]].concat();
+    let killed = node(&short, &retaining);
+    killed.wait_for("the history before this height was dropped height=16");
+    killed.wait_for(&certified(37));
+    killed.signal("KILL");
+    killed.end();
+    let resumed = node(&short, &retaining);
+    resumed.wait_for("resumed from the log");
+    let mut lines = all_identical(others.into_iter().chain([resumed]).collect());
+    let line = lines.pop().unwrap();
+
+    let verified = verify(&short);
+    assert_eq!(verified.code, 0, "{verified:#?}");
+    let verified = verified.json();
+    assert_eq!(
+        (&verified["state_hash"], &verified["chain"]),
+        (&line["state_hash"], &line["digest"])
+    );
+    assert_eq!(verified["from_height"], 48, "{verified}");
+    assert!(
+        fs::metadata(short.join("ledger.log")).unwrap().len()
+            < fs::metadata(folder.path().join("b/ledger.log")).unwrap().len() * 2 / 3
+    );
+
+    // Who comes now cannot have the beginning from this node, and has it from another.
+    let serving = node(&short, &[&run_file[..], &["--stay"]].concat());
+    let short_peer = address(&serving);
+    let newcomer = node(
+        &folder.path().join("new"),
+        &[&run_file[..], &["--peer", &short_peer, "--only-peers"]].concat(),
+    );
+    newcomer.wait_for("keeps the history from height 48 on only");
+    newcomer.signal("KILL");
+    newcomer.end();
+    let newcomer = node(
+        &folder.path().join("new"),
+        &[&run_file[..], &["--peer", &short_peer, "--peer", &peer]].concat(),
+    );
+    let ended = newcomer.end().json();
+    assert_eq!(ended["state_hash"], line["state_hash"]);
+    for node in [first, serving] {
+        node.signal("INT");
+        assert_eq!(node.end().code, 0);
+    }
+
+    // The checkpoint may go, as long as the model that the log begins with is there.
+    fs::remove_file(checkpoint_of(&short)).unwrap();
+    assert_eq!(verify(&short).json()["state_hash"], line["state_hash"]);
+    fs::remove_file(short.join("base.safetensors")).unwrap();
+    let said = verify(&short);
+    assert_eq!(said.code, 1);
+    assert!(said.stderr.contains("begins at height 48"), "{}", said.stderr);
 }

@@ -20,6 +20,9 @@ use crate::run::hex;
 /// Name of a node's own checkpoint in its data directory.
 pub const CHECKPOINT_NAME: &str = "checkpoint.safetensors";
 
+/// Name of the model that a log begins with whose older history was dropped.
+pub const BASE_NAME: &str = "base.safetensors";
+
 /// What the file says it is; the number is the version of its format.
 const FORMAT: &str = "rumormill checkpoint 1";
 
@@ -199,6 +202,19 @@ pub fn decode(bytes: &[u8], run: RunId, layout: &Layout) -> Result<Checkpoint> {
         "it says that its state has hash {said}, but it has {found}: the file is damaged; delete it"
     );
     Ok(Checkpoint { stand: Stand { run, height, round, chain }, state })
+}
+
+/// The model that a directory's log begins with, when older history was dropped, as something to be added
+/// to the base model of the run.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_base(directory: &Path, run: RunId, base: &State) -> Result<Option<Advance>> {
+    let path = directory.join(BASE_NAME);
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(read(&path, run, base)?.beyond(base)))
 }
 
 /// Where a data directory keeps its checkpoint.

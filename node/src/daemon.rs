@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::Context as _;
 use libp2p::{Multiaddr, PeerId};
 use rumormill::data::shard::Shards;
 use rumormill::fault::value::{Liar, Lie};
@@ -99,14 +100,16 @@ pub struct Setup {
     pub store: Store,
     /// Entries of the log.
     pub entries: Vec<Logged>,
-    /// A model to go on from, if its chain is the run's.
-    pub checkpoint: Option<Advance>,
+    /// Models to go on from: the first whose chain is the run's.
+    pub going_on_from: Vec<Advance>,
     /// Wait for the history to come to the checkpoint when the log does not reach so far.
     pub waits: bool,
     /// Where checkpoints are written, and how often.
     pub checkpoints: Option<Checkpoints>,
     /// Where the model comes from when the node is far behind.
     pub catch_up: ModelSource,
+    /// Certified heights of which the history is kept, at least; 0 for all.
+    pub retain_heights: u64,
     /// The key is older than the log: what it signed may not all be in there.
     pub doubt: bool,
     /// Stop although the run is not certified after this long.
@@ -308,6 +311,11 @@ pub struct Daemon {
     /// The model's tensors.
     layout: Layout,
     model_source: ModelSource,
+    retain_heights: u64,
+    /// Heights certified when the log was looked at last.
+    compacted_then: u64,
+    /// Neighbors that do not keep what is asked for.
+    short_histories: BTreeSet<NodeId>,
     /// A neighbor was found to be so far ahead.
     behind: Option<u64>,
     catch_up: Option<CatchUp>,
@@ -356,7 +364,7 @@ impl Daemon {
             &keys,
             &config,
             &setup.entries,
-            setup.checkpoint,
+            setup.going_on_from,
             setup.waits,
             &mut |of| match of {
                 Move::Add(beyond) => {
@@ -420,6 +428,9 @@ impl Daemon {
             certified_then: 0,
             layout,
             model_source: setup.catch_up,
+            retain_heights: setup.retain_heights,
+            compacted_then: 0,
+            short_histories: BTreeSet::new(),
             behind: None,
             catch_up: None,
             models,
@@ -503,6 +514,7 @@ impl Daemon {
             self.go_on_catching_up();
             self.checkpoint_if_due();
             self.name_model_if_due();
+            self.compact_if_due();
             self.close_refused();
             let sleep = self.sleep_until_due();
             tokio::select! {
@@ -790,6 +802,53 @@ impl Daemon {
                 Err(error) => warn!("no checkpoint for others: {error:#}"),
             }
         });
+    }
+
+    /// Drops from the log what nobody needs, after every so many certified heights.
+    fn compact_if_due(&mut self) {
+        let certified = self.protocol.certified() / MODEL_EVERY * MODEL_EVERY;
+        // What is kept: heights that may still be replaced, and a model of a height of its own.
+        let Some(settled) = certified.checked_sub(MODEL_EVERY) else { return };
+        if certified == self.compacted_then || self.awaited.is_some() || self.catch_up.is_some() {
+            return;
+        }
+        self.compacted_then = certified;
+        let done = match self.retain_heights.div_ceil(MODEL_EVERY) * MODEL_EVERY {
+            0 if self.store.has_grown() => self.store.compact(settled, None).map_err(Into::into),
+            0 => Ok(()),
+            every if settled % every == 0 && settled > self.store.first() => {
+                self.drop_history(settled)
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = done {
+            // Nothing is lost: it is tried again later.
+            warn!("the log is not shortened: {error:#}");
+        }
+    }
+
+    /// Drops the history before a height that is final.
+    fn drop_history(&mut self, settled: u64) -> anyhow::Result<()> {
+        let Some(Checkpoints { directory, .. }) = &self.checkpoints else { return Ok(()) };
+        let model = catchup::served_path(directory, Height(settled));
+        let first = settled.saturating_sub(self.protocol.looked_back());
+        let heights = self.store.heights(first..settled);
+        let foundation =
+            heights.and_then(|heights| self.protocol.foundation(Height(settled), heights));
+        let Some(foundation) = foundation else { return Ok(()) };
+        // The model first: with it the old log is as good as the new one.
+        let model =
+            std::fs::read(&model).with_context(|| format!("cannot read {}", model.display()))?;
+        let checkpoint = crate::checkpoint::decode(&model, self.protocol.run_id(), &self.layout)?;
+        anyhow::ensure!(
+            checkpoint.stand.chain == foundation.chain(),
+            "the model is of another history"
+        );
+        drop(checkpoint);
+        crate::init::write_atomically(&directory.join(crate::checkpoint::BASE_NAME), &model)?;
+        self.store.compact(settled, Some(Box::new(foundation)))?;
+        info!(height = settled, "the history before this height was dropped");
+        Ok(())
     }
 
     fn serve_checkpoint(&mut self, certified: u64, offset: u64) -> Response {
@@ -1296,7 +1355,7 @@ impl Daemon {
                 warn!(peer, address, reason, hint, ?retry_in, "cannot reach a peer");
             }
             NetworkEvent::Request { peer, bytes, token } => self.serve(peer, &bytes, token),
-            NetworkEvent::Response { id, result, .. } => {
+            NetworkEvent::Response { id, result, peer, .. } => {
                 let Some(from) = self.requests.remove(&id) else {
                     self.on_stretch(id, result.ok());
                     return Ok(());
@@ -1314,6 +1373,15 @@ impl Daemon {
                         None
                     }
                 };
+                if let Some(Response::HistoryFrom(first)) = response
+                    && self.short_histories.insert(from)
+                {
+                    warn!(
+                        "peer {peer} keeps the history from height {first} on only, and this node has \
+                         {} heights: a peer with retain_heights = 0 is needed",
+                        self.protocol.certified()
+                    );
+                }
                 self.feed(Input::Response { from, response })?;
             }
         }
@@ -1345,6 +1413,9 @@ impl Daemon {
         let response = match Request::decode(bytes) {
             Ok(Request::Manifest) => Response::Manifest(Box::new(self.protocol.manifest().clone())),
             Ok(Request::Founders) => Response::Founders(self.protocol.founding().to_vec()),
+            Ok(Request::History { from }) if from < self.store.first() => {
+                Response::HistoryFrom(self.store.first())
+            }
             Ok(Request::History { from }) => {
                 let heights = self.store.history(from, HISTORY_BYTES);
                 Response::History(match &mut self.saboteur {

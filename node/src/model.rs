@@ -126,13 +126,12 @@ impl Replayed {
         let keys = Keys::from_seed(Identity::load_or_any(directory)?.seed());
         let mut state = prepared.task.base.clone();
         let kept = path_in(directory);
-        let checkpoint = match !whole && kept.exists() {
-            true => {
-                let base = &prepared.task.base;
-                Some(checkpoint::read(&kept, run, base)?.beyond(base))
-            }
-            false => None,
-        };
+        let base = &prepared.task.base;
+        let mut checkpoints = Vec::new();
+        if !whole && kept.exists() {
+            checkpoints.push(checkpoint::read(&kept, run, base)?.beyond(base));
+        }
+        checkpoints.extend(checkpoint::read_base(directory, run, base)?);
         let mut waiting: Vec<Change> = Vec::new();
         let mut moves = |of: Move| match of {
             Move::Add(beyond) => state.add(&beyond),
@@ -145,7 +144,7 @@ impl Replayed {
             }
         };
         let (protocol, _) =
-            resume(&file.run, &keys, &Config::default(), &log, checkpoint, false, &mut moves)?;
+            resume(&file.run, &keys, &Config::default(), &log, checkpoints, false, &mut moves)?;
         apply(&mut state, &run, &waiting);
         let height = protocol.certified();
         let stand = Stand {
@@ -342,6 +341,7 @@ pub fn run_verify(args: &VerifyArgs) -> Result<u8> {
             let object = json!({
                 "run": stand.run.to_string(), "entries": entries, "certified": stand.height,
                 "heights": heights, "chain": stand.chain.to_string(), "state_hash": hex(&state.hash()),
+                "from_height": protocol.built_on().0,
                 "checkpoint_height": checkpoint_height, "unfinished_bytes": unfinished,
                 "members": protocol.roster().len(), "seconds": started.elapsed().as_secs_f64(),
             });
@@ -352,12 +352,16 @@ pub fn run_verify(args: &VerifyArgs) -> Result<u8> {
                 Some(height) => format!("of height {height}, fits"),
                 None => "none".into(),
             };
+            let dropped = match protocol.built_on().0 {
+                0 => String::new(),
+                height => format!(" (the history before height {height} was dropped)"),
+            };
             let tail = match unfinished {
                 0 => String::new(),
                 bytes => format!(" ({bytes} bytes of an unfinished one behind them)"),
             };
             format!(
-                "run        {}\nentries    {entries}{tail}\ncertified  {} of {heights} heights\n\
+                "run        {}\nentries    {entries}{tail}\ncertified  {} of {heights} heights{dropped}\n\
                  chain      {}\nstate      {}\ncheckpoint {checkpoint}\nVERIFIED in {:.1} s: every \
                  signature, height and coefficient follows\n",
                 stand.run,

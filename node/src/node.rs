@@ -82,6 +82,9 @@ pub struct NodeArgs {
     /// Where the model comes from when the node is far behind: history, checkpoint (a neighbor's), auto
     #[arg(long, value_name = "SOURCE")]
     pub catch_up: Option<ModelSource>,
+    /// Certified heights of which the history is kept, at least; 0 keeps everything
+    #[arg(long, value_name = "HEIGHTS")]
+    pub retain_heights: Option<u64>,
     /// Drop a damaged ledger from the damage on, and fetch the rest from peers
     #[arg(long)]
     pub repair: bool,
@@ -222,7 +225,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     check_owner(&directory, &entries, &file.run, &identity)?;
     check_run_file(&directory, &file)?;
     keep_run_file(&directory, &file)?;
-    let checkpoint = checkpoint_of(args, &directory, run, &prepared.task.base)?;
+    let checkpoints = checkpoints_of(args, &directory, run, &prepared.task.base)?;
     let every = match file.node.checkpoint_s {
         0.0 => None,
         seconds => Some(Duration::try_from_secs_f64(seconds).context("node.checkpoint_s")?),
@@ -267,7 +270,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         store,
         doubt: known,
         entries,
-        checkpoint,
+        going_on_from: checkpoints,
         waits: args.resume.is_some(),
         checkpoints: Some(Checkpoints {
             path: checkpoint::path_in(&directory),
@@ -275,6 +278,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
             directory: directory.clone(),
         }),
         catch_up: args.catch_up.unwrap_or(file.node.catch_up),
+        retain_heights: args.retain_heights.unwrap_or(file.node.retain_heights),
         timeout,
         stay: args.stay,
         lab,
@@ -299,24 +303,25 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     finish(args, &outcome)
 }
 
-/// The checkpoint to go on from. One's own is of use only: the log has everything, too.
-fn checkpoint_of(
+/// The checkpoints to go on from, the first that fits. One's own is of use only: the log has everything,
+/// too, but for what is before [`checkpoint::read_base`].
+fn checkpoints_of(
     args: &NodeArgs,
     directory: &Path,
     run: RunId,
     base: &State,
-) -> Result<Option<Advance>> {
+) -> Result<Vec<Advance>> {
     if let Some(path) = &args.resume {
-        return Ok(Some(checkpoint::read(path, run, base)?.beyond(base)));
+        return Ok(vec![checkpoint::read(path, run, base)?.beyond(base)]);
     }
     let own = checkpoint::path_in(directory);
-    if !own.exists() {
-        return Ok(None);
-    }
-    let read = checkpoint::read(&own, run, base).map(|read| read.beyond(base));
-    Ok(read
-        .inspect_err(|error| tracing::warn!("{error:#}; the model is replayed from its base"))
-        .ok())
+    let own = own.exists().then(|| checkpoint::read(&own, run, base));
+    let own = own.map(|read| read.map(|read| read.beyond(base)));
+    let usable = |read: Result<Advance>| {
+        read.inspect_err(|error| tracing::warn!("{error:#}; the model is replayed without it")).ok()
+    };
+    let older = checkpoint::read_base(directory, run, base).transpose();
+    Ok(own.into_iter().chain(older).filter_map(usable).collect())
 }
 
 /// Those that are known to misbehave, this node among them.

@@ -35,6 +35,16 @@ pub enum ResumeError {
     /// The manifest is out of its ranges.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The history before the log's first height was dropped, and no model is there to go on from.
+    #[error(
+        "ledger.log begins at height {height}, as the history before it was dropped, and no checkpoint of \
+         that height or a later one fits it: base.safetensors and checkpoint.safetensors are missing, \
+         damaged or of another history"
+    )]
+    NoModel {
+        /// The log's first height.
+        height: u64,
+    },
     /// An entry is whole but does not follow from those before.
     #[error(
         "the entry at byte {offset} of ledger.log does not follow from those before: {problem}"
@@ -49,8 +59,8 @@ pub enum ResumeError {
 
 /// Derives the protocol from the log.
 ///
-/// The checkpoint is used when the chain at its height is its own. When the log does not reach so far and
-/// `waits`, it comes back: the caller loads its model once [`Protocol::awaited_fits`] says so.
+/// The first checkpoint is used of which the chain at its height is its own. When the log does not reach so
+/// far and `waits`, it comes back: the caller loads its model once [`Protocol::awaited_fits`] says so.
 ///
 /// # Errors
 /// See [`ResumeError`].
@@ -59,11 +69,11 @@ pub fn resume(
     keys: &Keys,
     config: &Config,
     log: &[Logged],
-    checkpoint: Option<Advance>,
+    checkpoints: impl IntoIterator<Item = Advance>,
     waits: bool,
     moves: &mut dyn FnMut(Move),
 ) -> Result<(Protocol, Option<Advance>), ResumeError> {
-    if let Some(checkpoint) = checkpoint {
+    for checkpoint in checkpoints {
         let mut protocol = Protocol::new(manifest.clone(), keys.clone(), config.clone())?;
         let Stand { height, chain, .. } = checkpoint.stand;
         protocol.await_model(Height(height), chain);
@@ -82,9 +92,12 @@ pub fn resume(
             }
             _ => tracing::warn!(
                 height,
-                "the checkpoint does not fit the log; the model is replayed from its base"
+                "a checkpoint does not fit the log; the model is replayed from an older one or its base"
             ),
         }
+    }
+    if let Some(Entry::Foundation(foundation)) = log.first().map(|logged| &logged.entry) {
+        return Err(ResumeError::NoModel { height: foundation.certified });
     }
     let mut protocol = Protocol::new(manifest.clone(), keys.clone(), config.clone())?;
     restore(&mut protocol, log, &mut |changes| {

@@ -330,6 +330,8 @@ pub struct NodeSettings {
     pub checkpoint_s: f64,
     /// Where the model comes from when the node is far behind.
     pub catch_up: ModelSource,
+    /// Certified heights of which the history is kept, at least; 0 for all.
+    pub retain_heights: u64,
 }
 
 impl Default for NodeSettings {
@@ -352,6 +354,7 @@ impl Default for NodeSettings {
             sync: Sync::Always,
             checkpoint_s: 60.0,
             catch_up: ModelSource::Auto,
+            retain_heights: 0,
         }
     }
 }
@@ -434,6 +437,10 @@ const NODE_COMMENTS: &[(&str, &str)] = &[
     (
         "catch_up",
         "A node far behind: history (replay it), checkpoint (a neighbor's), auto (the faster one).",
+    ),
+    (
+        "retain_heights",
+        "Certified heights of which the history is kept, at least; 0: all, so that nodes can join late.",
     ),
     ("sync", "always: the disk confirms one's own signatures before they are sent. never."),
 ];

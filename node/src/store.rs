@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rumormill::codec;
 use rumormill::height::CertifiedHeight;
 use rumormill::id::RunId;
-use rumormill::protocol::Entry;
+use rumormill::protocol::{Entry, Foundation};
 
 use crate::resume::Logged;
 
@@ -30,6 +30,9 @@ const ENTRY_LEN_MAX: usize = 256 << 20;
 
 /// Length, its complement, checksum.
 const ENTRY_HEADER_LEN: usize = 16;
+
+/// A log is not rewritten for less than this.
+const COMPACTED_MIN: u64 = 1 << 20;
 
 /// When the disk must have confirmed what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -118,9 +121,15 @@ pub struct Store {
     /// The buffer holds something that this node is about to sign for.
     urgent: bool,
     sync: Sync,
-    /// Where each certified height is, by height.
+    /// The first height whose place is known: those before it were dropped.
+    first: u64,
+    /// Where each certified height from there on is.
     index: Vec<(u64, usize)>,
+    /// Where what comes before all heights ends: header, votes, founders.
+    prelude: u64,
     len: u64,
+    /// The length after the last compaction.
+    compacted: u64,
 }
 
 enum Place {
@@ -136,8 +145,11 @@ impl Store {
             buffer: Vec::new(),
             urgent: false,
             sync: Sync::Never,
+            first: 0,
             index: Vec::new(),
+            prelude: 0,
             len: 0,
+            compacted: 0,
         }
     }
 
@@ -167,8 +179,11 @@ impl Store {
             buffer: Vec::new(),
             urgent: false,
             sync,
+            first: 0,
             index: Vec::new(),
+            prelude: header.len() as u64,
             len: 0,
+            compacted: 0,
         };
         if bytes.len() < header.len() && header.starts_with(&bytes) {
             store.truncate(0)?;
@@ -227,12 +242,22 @@ impl Store {
     }
 
     fn note(&mut self, entry: &Entry, offset: u64, len: usize) {
-        if let Entry::Certified(certified) = entry {
-            let height = certified.height as usize;
-            self.index.truncate(height);
-            if self.index.len() == height {
-                self.index.push((offset, len));
+        match entry {
+            Entry::Certified(certified) => {
+                let Some(at) = certified.height.checked_sub(self.first) else { return };
+                self.index.truncate(at as usize);
+                if self.index.len() as u64 == at {
+                    self.index.push((offset, len));
+                }
             }
+            Entry::Foundation(foundation) => {
+                self.first = foundation.certified;
+                self.prelude = offset + len as u64;
+            }
+            Entry::Vote(_) | Entry::Founded(_) if self.index.is_empty() => {
+                self.prelude = offset + len as u64;
+            }
+            _ => {}
         }
     }
 
@@ -241,11 +266,7 @@ impl Store {
         let payload = codec::encode(entry);
         let offset = self.len + (self.buffer.len() + ENTRY_HEADER_LEN) as u64;
         self.note(entry, offset, payload.len());
-        let len = payload.len() as u32;
-        self.buffer.extend(len.to_le_bytes());
-        self.buffer.extend((!len).to_le_bytes());
-        self.buffer.extend(&blake3::hash(&payload).as_bytes()[..8]);
-        self.buffer.extend(payload);
+        push_entry(&mut self.buffer, &payload);
         self.urgent |= !matches!(entry, Entry::Certified(_));
     }
 
@@ -280,12 +301,125 @@ impl Store {
         Ok(())
     }
 
+    /// These certified heights; `None` when one of them is not kept.
+    pub fn heights(&mut self, heights: std::ops::Range<u64>) -> Option<Vec<CertifiedHeight>> {
+        let place = |height: u64| {
+            let at = height.checked_sub(self.first)?;
+            self.index.get(at as usize).copied()
+        };
+        let places: Vec<_> = heights.map(place).collect::<Option<_>>()?;
+        places.into_iter().map(|(offset, len)| self.read_back(offset, len).ok()).collect()
+    }
+
+    /// The first certified height that is kept.
+    pub fn first(&self) -> u64 {
+        self.first
+    }
+
+    /// Whether it has grown so much that rewriting it pays.
+    pub fn has_grown(&self) -> bool {
+        self.len > 2 * self.compacted + COMPACTED_MIN
+    }
+
+    /// Drops what nobody needs any more: one's own records and acks of heights before `settled`, which are
+    /// final, and with a foundation everything before that. The file is replaced as a whole.
+    ///
+    /// # Errors
+    /// The system refused: the log is as it was.
+    pub fn compact(
+        &mut self,
+        settled: u64,
+        foundation: Option<Box<Foundation>>,
+    ) -> Result<(), StoreError> {
+        self.flush()?;
+        let whole = self.read(0, self.len as usize);
+        let whole = whole.map_err(|source| self.io("read", source))?;
+        let place = |height: u64| {
+            let at = height.checked_sub(self.first)?;
+            self.index.get(at as usize).copied()
+        };
+        let Some((tail, _)) = place(settled) else { return Ok(()) };
+        let tail = tail - ENTRY_HEADER_LEN as u64;
+        let from = foundation.as_ref().map_or(self.first, |of| of.certified);
+        let mut bytes = match foundation {
+            Some(foundation) => {
+                let mut bytes = whole[..self.header_len()].to_vec();
+                push_entry(&mut bytes, &codec::encode(&Entry::Foundation(foundation)));
+                bytes
+            }
+            None => whole[..self.prelude as usize].to_vec(),
+        };
+        for (offset, len) in (from..settled).filter_map(place) {
+            let offset = offset as usize;
+            bytes.extend(&whole[offset - ENTRY_HEADER_LEN..offset + len]);
+        }
+        bytes.extend(&whole[tail as usize..]);
+        let start = self.header_len();
+        let Parsed { entries, .. } =
+            parse(&bytes, start).map_err(|(offset, problem)| self.damaged(offset, problem))?;
+        self.replace(bytes)?;
+        (self.first, self.prelude) = (0, start as u64);
+        self.index.clear();
+        for (Logged { offset, entry }, len) in &entries {
+            self.note(entry, offset + ENTRY_HEADER_LEN as u64, *len);
+        }
+        self.compacted = self.len;
+        Ok(())
+    }
+
+    fn header_len(&self) -> usize {
+        match self.place {
+            Place::Memory(_) => 0,
+            Place::Disk { .. } => MAGIC.len() + 32,
+        }
+    }
+
+    fn io(&self, action: &'static str, source: io::Error) -> StoreError {
+        let path = match &self.place {
+            Place::Disk { path, .. } => path.clone(),
+            Place::Memory(_) => PathBuf::new(),
+        };
+        StoreError::Io { action, path, source }
+    }
+
+    /// Puts other bytes in place of the log's, all or none.
+    fn replace(&mut self, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let len = bytes.len() as u64;
+        match &mut self.place {
+            Place::Memory(held) => *held = bytes,
+            Place::Disk { file, path } => {
+                let io = |source| StoreError::Io { action: "rewrite", path: path.clone(), source };
+                let next = path.with_extension("log.next");
+                let written = || {
+                    let mut file = OpenOptions::new()
+                        .read(true)
+                        .write(true)
+                        .create(true)
+                        .truncate(true)
+                        .open(&next)?;
+                    file.write_all(&bytes)?;
+                    file.sync_all()?;
+                    std::fs::rename(&next, &path)?;
+                    Ok(file)
+                };
+                *file = written().map_err(io)?;
+                // The name is on disk once the folder is; until then the old log is, whole.
+                if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
+                    let _ = folder.sync_all();
+                }
+            }
+        }
+        self.len = len;
+        Ok(())
+    }
+
     /// Certified heights from `from` on, of at most about `bytes_max` bytes, at least one if there
     /// is one.
     pub fn history(&mut self, from: u64, bytes_max: usize) -> Vec<CertifiedHeight> {
         let mut heights = Vec::new();
         let mut used = 0;
-        let wanted: Vec<(u64, usize)> = self.index.iter().skip(from as usize).copied().collect();
+        let skipped = from.saturating_sub(self.first) as usize;
+        let wanted: Vec<(u64, usize)> = self.index.iter().skip(skipped).copied().collect();
         for (offset, len) in wanted {
             if used > 0 && used + len > bytes_max {
                 break;
@@ -336,6 +470,15 @@ impl Store {
             }
         }
     }
+}
+
+/// An entry as the log has it.
+fn push_entry(bytes: &mut Vec<u8>, payload: &[u8]) {
+    let len = payload.len() as u32;
+    bytes.extend(len.to_le_bytes());
+    bytes.extend((!len).to_le_bytes());
+    bytes.extend(&blake3::hash(payload).as_bytes()[..8]);
+    bytes.extend(payload);
 }
 
 /// The entries of a log.
@@ -459,6 +602,8 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rumormill::keys::Signature;
+    use rumormill::ledger::Segment;
 
     const RUN: RunId = RunId([5; 32]);
 
@@ -475,6 +620,46 @@ mod tests {
 
     fn heights(store: &mut Store) -> Vec<(u64, u64)> {
         store.history(0, 1 << 20).iter().map(|h| (h.height, h.weight)).collect()
+    }
+
+    #[test]
+    fn a_compacted_log_has_all_heights_and_only_the_last_own_records() {
+        let own = |height: u64| {
+            let (counts, bytes, signature) =
+                (vec![3], vec![1, 2, 3], Signature([height as u8; 64]));
+            Entry::Own { height, segment: Segment { counts, bytes, closed: false, signature } }
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let (on_disk, _) = Store::open(directory.path(), RUN, Sync::Never).unwrap();
+        for mut store in [on_disk, Store::memory()] {
+            store.append(&Entry::Founded(Vec::new()));
+            for height in 0..20 {
+                store.append(&own(height));
+                store.append(&certified(height));
+            }
+            store.append(&own(20));
+            let before = heights(&mut store);
+            let len = store.len + store.buffer.len() as u64;
+            store.compact(4, None).unwrap();
+            assert!(store.len < len);
+            assert_eq!(heights(&mut store), before);
+            assert_eq!(store.heights(3..6).map(|heights| heights.len()), Some(3));
+            assert_eq!(store.heights(19..21), None);
+            store.compact(30, None).unwrap();
+            // It goes on as before.
+            store.append(&certified(20));
+            store.flush().unwrap();
+            assert_eq!(heights(&mut store).len(), 21);
+            store.compact(10, None).unwrap();
+            assert_eq!(heights(&mut store).len(), 21);
+        }
+        let (mut store, entries) = Store::open(directory.path(), RUN, Sync::Never).unwrap();
+        let of = |wanted: fn(&Entry) -> bool| entries.iter().filter(|l| wanted(&l.entry)).count();
+        assert_eq!(of(|entry| matches!(entry, Entry::Founded(_))), 1);
+        assert_eq!(of(|entry| matches!(entry, Entry::Certified(_))), 21);
+        assert_eq!(of(|entry| matches!(entry, Entry::Own { .. })), 10);
+        assert_eq!(heights(&mut store).len(), 21);
+        assert!(!directory.path().join("ledger.log.next").exists());
     }
 
     #[test]
@@ -539,8 +724,7 @@ mod tests {
             scheme: keys.scheme(),
             limits,
         };
-        let segment =
-            rumormill::ledger::Segment::sign(&context, &keys, vec![3], vec![1, 2, 3], false);
+        let segment = Segment::sign(&context, &keys, vec![3], vec![1, 2, 3], false);
         store.append(&certified(0));
         store.append(&Entry::Own { height: 1, segment });
         store.append(&certified(1));

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::acks::ToldAcks;
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Protocol};
-use crate::audit::WINDOW;
 use crate::height::{
     Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
 };
@@ -371,8 +370,7 @@ impl Protocol {
         let oldest = self.certified.saturating_sub(DEEP);
         // The audits of a height that may be replaced are of records two heights before it.
         self.heights = self.heights.split_off(&oldest.saturating_sub(2));
-        self.chains = self.chains.split_off(&oldest);
-        self.summaries = self.summaries.split_off(&oldest.saturating_sub(2 + WINDOW));
+        self.forget_past(oldest);
         let round = self.first_round(oldest);
         self.deals = self.deals.split_off(&round);
         self.applied = self.applied.split_off(&round);
@@ -430,7 +428,12 @@ impl Protocol {
                 }
                 self.wish_to_join();
             }
-            Some(Response::Manifest(_) | Response::Checkpoint { .. } | Response::Nothing)
+            Some(
+                Response::Manifest(_)
+                | Response::HistoryFrom(_)
+                | Response::Checkpoint { .. }
+                | Response::Nothing,
+            )
             | None => {}
         }
     }
@@ -443,7 +446,7 @@ impl Protocol {
         out: &mut Vec<Output>,
     ) -> Result<(), Offence> {
         let height = certified.height;
-        let oldest = self.certified.saturating_sub(DEEP);
+        let oldest = self.certified.saturating_sub(DEEP).max(self.built_on);
         let recent = height >= oldest && self.heights.contains_key(&height);
         if !self.is_started() || height > self.certified || !recent {
             return Ok(());
@@ -598,6 +601,7 @@ impl Protocol {
                     return Err(Offence::FalseHistory(problem));
                 }
             }
+            Entry::Foundation(foundation) => self.build_on(*foundation)?,
             Entry::Own { height, segment } => self.restore_own(height, segment),
             Entry::Acked { height, set, segments, evidence, controls } => {
                 let Some(state) = self.heights.get_mut(&height) else { return Ok(()) };

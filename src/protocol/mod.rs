@@ -13,6 +13,7 @@ mod agree;
 mod audits;
 mod cache;
 mod config;
+mod foundation;
 mod input;
 mod link;
 mod models;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 pub use cache::Cache;
 pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
+pub use foundation::Foundation;
 pub use input::Input;
 pub use output::{Change, Entry, Event, Offence, Output, Probe};
 pub use passed::Passed;
@@ -59,6 +61,10 @@ const DEEP: u64 = 16;
 /// Heights beyond the last certified one in which records are taken: the settings of height `h` are
 /// known once `h − 2` is certified.
 const OPEN: u64 = 2;
+
+/// Certified heights before the deepest that may be replaced of which summaries and chains are kept: two
+/// may be certified at once, and a foundation is made of the height that has just become final.
+const SPARE: u64 = 4;
 
 /// Closed rounds beyond a height after which it is acknowledged although not all members have
 /// been seen to go on.
@@ -215,6 +221,8 @@ pub struct Protocol {
     /// Chain digest before each of the last heights.
     chains: BTreeMap<u64, ChainDigest>,
     certified: u64,
+    /// Heights before the foundation, if the log began with one: they are not replaced.
+    built_on: u64,
     /// Origins whose records count for nothing, from a height on.
     excluded: BTreeMap<Origin, u64>,
     /// Origins that audits convicted, with the height from which on their records do not count.
@@ -298,6 +306,7 @@ impl Protocol {
             summaries: BTreeMap::new(),
             chains: BTreeMap::from([(0, ChainDigest::start(&run))]),
             certified: 0,
+            built_on: 0,
             excluded: BTreeMap::new(),
             convicted: BTreeMap::new(),
             settings: RefCell::default(),

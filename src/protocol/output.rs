@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use super::Passed;
+use super::{Foundation, Passed};
 use crate::audit::Score;
 use crate::direction::Direction;
 use crate::height::{CertifiedHeight, ChainDigest, Control, RecordSet};
@@ -103,6 +103,8 @@ pub enum Entry {
         /// Control records in it.
         controls: Vec<Control>,
     },
+    /// First in a log whose older history was dropped.
+    Foundation(Box<Foundation>),
     /// A certified height; a later entry of the same height replaces it and all after it.
     Certified(CertifiedHeight),
 }

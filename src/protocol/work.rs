@@ -447,7 +447,7 @@ impl Protocol {
     }
 
     /// The decoded records of a round.
-    fn decode(&mut self, round: u64) -> Option<RoundValues> {
+    pub(super) fn decode(&mut self, round: u64) -> Option<RoundValues> {
         let height = self.height_of(round);
         let params = self.params(height)?;
         let deal = Arc::clone(self.deal(round, &params));

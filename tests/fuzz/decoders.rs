@@ -314,6 +314,7 @@ fn run(manifest: &Manifest) -> Trained {
         Response::Manifest(manifest),
         Response::Founders(founding),
         Response::History(history),
+        Response::HistoryFrom(300),
         Response::Checkpoint { total: 1 << 20, bytes: vec![7; 64] },
         Response::Nothing,
     ];
