@@ -422,7 +422,7 @@ fn a_ledger_of_another_format_is_refused_with_both_numbers() {
     let mut bytes = fs::read(&path).unwrap();
     bytes[14..16].copy_from_slice(b"00");
     fs::write(&path, &bytes).unwrap();
-    refused(&solo(&run_file, &directory), &["ledger.log", "format 00", "reads format 01"]);
+    refused(&solo(&run_file, &directory), &["ledger.log", "format 00", "reads format 02"]);
     // A header cut short, and of another run.
     bytes[14..16].copy_from_slice(b"01");
     bytes[20] ^= 1;

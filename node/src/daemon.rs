@@ -831,6 +831,10 @@ impl Daemon {
     fn drop_history(&mut self, settled: u64) -> anyhow::Result<()> {
         let Some(Checkpoints { directory, .. }) = &self.checkpoints else { return Ok(()) };
         let model = catchup::served_path(directory, Height(settled));
+        if !model.exists() {
+            // The node came by this height while it was behind.
+            return Ok(());
+        }
         let first = settled.saturating_sub(self.protocol.looked_back());
         let heights = self.store.heights(first..settled);
         let foundation =

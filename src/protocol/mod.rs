@@ -62,9 +62,9 @@ const DEEP: u64 = 16;
 /// known once `h − 2` is certified.
 const OPEN: u64 = 2;
 
-/// Certified heights before the deepest that may be replaced of which summaries and chains are kept: two
-/// may be certified at once, and a foundation is made of the height that has just become final.
-const SPARE: u64 = 4;
+/// Certified heights before the deepest that may be replaced of which summaries and chains are kept, for a
+/// foundation: one is made every sixteen heights, of one that has become final since.
+const SPARE: u64 = 16;
 
 /// Closed rounds beyond a height after which it is acknowledged although not all members have
 /// been seen to go on.
