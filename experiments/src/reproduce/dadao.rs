@@ -111,7 +111,9 @@ fn instances(path: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<Instanc
     let file: InstanceFile =
         serde_json::from_str(&text).with_context(|| format!("{shown} is no instance file"))?;
     ensure!(file.instances.len() >= 3, "{shown} has fewer than 3 instances");
-    notes.push(format!("instances of {shown}"));
+    // Where it lies is nobody's business.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    notes.push(format!("instances of {name}"));
     let entries = file.instances.into_iter().take(3);
     entries
         .map(|entry| {
