@@ -3,9 +3,12 @@
 #![no_main]
 #![allow(dead_code)]
 
+// Modules written inside one another are looked for in folders of their names, which are not there.
+#[path = "."]
 mod net {
+    #[path = "."]
     pub(crate) mod exchange {
-        #[path = "../../../../../node/src/net/exchange/frame.rs"]
+        #[path = "../../../node/src/net/exchange/frame.rs"]
         pub(crate) mod frame;
 
         /// Reads a stream in pieces: whatever the cuts, the frames are the same.
