@@ -205,8 +205,11 @@ fn mistakes_with_language_models_are_named() {
     let rows = folder.path().join("rows.tsv");
     fs::write(&rows, "label\tsentence\n1\tgood\n0\t\n").unwrap();
     let labels = ["--labels", "0:bad,1:good"];
+    let hub = if cfg!(feature = "hub") { "from the hub" } else { "--features hub" };
     for (extra, code, says) in [
         (vec!["--weights", text(&empty)], 1, "no config.json"),
+        (vec!["--weights", "hub:model"], 1, "not hub:OWNER/NAME"),
+        (vec!["--weights", "hub:owner/model"], 1, hub),
         (vec!["--data", text(&rows)], 1, "line 3: the text is empty"),
         (vec!["--tokens", "17"], 1, "at most 16"),
         (vec!["--train", "decoder.*"], 1, "matches the whole name of no tensor"),

@@ -56,7 +56,10 @@ pub fn run(args: &InitArgs) -> Result<u8> {
     };
     let test = args.run.test.as_ref().map(|test| absolute(&test.to_string_lossy()));
     let weights = args.run.language.weights.as_ref();
-    let weights = weights.map(|weights| absolute(&weights.to_string_lossy()));
+    let weights = weights.map(|weights| match crate::hub::is_named(weights) {
+        true => weights.to_string_lossy().into_owned(),
+        false => absolute(&weights.to_string_lossy()),
+    });
     let format = args.run.format.map(|format| format.to_string());
     let file = RunFile {
         node: NodeSettings {

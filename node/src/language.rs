@@ -18,8 +18,8 @@ use crate::run::look;
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Pretrained language models")]
 pub struct LanguageArgs {
-    /// A pretrained transformer: a folder with config.json, safetensors and tokenizer.json, or a
-    /// llama2.c .bin; --data is then a .tsv, .csv, .jsonl or .txt file
+    /// A pretrained transformer: a folder with config.json, safetensors and tokenizer.json,
+    /// hub:OWNER/NAME[@REVISION], or a llama2.c .bin; --data is then a .tsv, .csv, .jsonl or .txt file
     #[arg(long, value_name = "PATH", env = "RUMORMILL_WEIGHTS")]
     pub weights: Option<PathBuf>,
     /// classify, or causal: predict the next token (default: causal for .txt data)
@@ -104,7 +104,7 @@ pub fn objective(
     dataset: &Dataset,
 ) -> Result<Arc<dyn Objective>> {
     let Some(path) = path else { bail!(rumormill::objective::BuildError::Weights) };
-    let folder = rumormill::language::Folder::read(path, &look)?;
+    let folder = rumormill::language::Folder::read(&crate::hub::located(path)?, &look)?;
     Ok(Arc::new(rumormill::language::LanguageModel::new(&folder, spec, dataset)?))
 }
 
@@ -127,6 +127,7 @@ pub fn export(weights: Option<&Path>, state: &State, out: &Path) -> Result<()> {
     }
     std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let Some(path) = weights else { bail!("only language models are exported here") };
+    let path = &crate::hub::located(path)?;
     let folder = Folder::read(path, &look)?;
     write("model.safetensors", &export(&folder, state)?)?;
     if path.is_dir() {

@@ -11,6 +11,7 @@ pub mod control;
 pub mod daemon;
 pub mod evaluator;
 pub mod fault;
+pub mod hub;
 pub mod identity;
 pub mod init;
 pub mod language;

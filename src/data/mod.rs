@@ -15,6 +15,8 @@ pub mod digits;
 pub mod holdout;
 pub mod idx;
 pub mod libsvm;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub mod shard;
 pub mod source;
 pub mod text;

@@ -45,6 +45,9 @@ pub enum TextFormat {
     Jsonl,
     /// Running text.
     Plain,
+    /// Apache Parquet; its columns are cells.
+    #[cfg(feature = "parquet")]
+    Parquet,
 }
 
 /// Why a file holds no texts; lines and columns are counted from 1.
@@ -87,6 +90,9 @@ pub enum TextError {
         /// What is wrong.
         problem: String,
     },
+    /// A file that is no whole parquet file.
+    #[error("no parquet file: {0}")]
+    Parquet(String),
     /// A row whose text is empty.
     #[error("line {0}: the text is empty; take the row out")]
     NoText(usize),
@@ -107,8 +113,13 @@ pub fn format_of(path: &Path) -> Result<TextFormat, String> {
         Some("csv") => Ok(TextFormat::Csv),
         Some("jsonl" | "ndjson") => Ok(TextFormat::Jsonl),
         Some("txt") => Ok(TextFormat::Plain),
+        #[cfg(feature = "parquet")]
+        Some("parquet") => Ok(TextFormat::Parquet),
+        #[cfg(not(feature = "parquet"))]
         Some("parquet") => {
-            Err("parquet is not read; write it as .jsonl or .tsv with the library at hand".into())
+            Err("this program was built without parquet: build it with `--features \
+                                parquet`, or write the file as .jsonl or .tsv"
+                .into())
         }
         _ => Err("texts are in .tsv, .csv, .jsonl or .txt files, each with or without .gz".into()),
     }
@@ -119,8 +130,14 @@ pub fn format_of(path: &Path) -> Result<TextFormat, String> {
 /// # Errors
 /// At the first line that does not fit.
 pub fn parse(bytes: &[u8], format: TextFormat, columns: &Columns) -> Result<Raw, TextError> {
+    #[cfg(feature = "parquet")]
+    if format == TextFormat::Parquet {
+        return finish(table(super::parquet::rows(bytes).map_err(TextError::Parquet)?, columns)?);
+    }
     let text = super::text(bytes).map_err(TextError::Encoding)?;
-    let (texts, labels) = match format {
+    finish(match format {
+        #[cfg(feature = "parquet")]
+        TextFormat::Parquet => unreachable!("read above, as it is no text"),
         TextFormat::Plain => passages(text),
         TextFormat::Jsonl => objects(text, columns)?,
         TextFormat::Tsv => {
@@ -131,7 +148,10 @@ pub fn parse(bytes: &[u8], format: TextFormat, columns: &Columns) -> Result<Raw,
             table(rows.collect(), columns)?
         }
         TextFormat::Csv => table(quoted(text)?, columns)?,
-    };
+    })
+}
+
+fn finish((texts, labels): (Vec<String>, Vec<String>)) -> Result<Raw, TextError> {
     if texts.is_empty() {
         return Err(TextError::Empty);
     }
@@ -153,7 +173,7 @@ fn passages(text: &str) -> (Vec<String>, Vec<String>) {
 }
 
 /// Numbered lines of cells.
-type Rows = Vec<(usize, Vec<String>)>;
+pub(super) type Rows = Vec<(usize, Vec<String>)>;
 
 /// Cells of comma-separated lines; a quoted cell may go over several.
 fn quoted(text: &str) -> Result<Rows, TextError> {
@@ -356,6 +376,7 @@ mod tests {
             let error = rows(text, format, [None; 2]).unwrap_err();
             assert!(error.contains(says), "{text:?}: {error}");
         }
+        #[cfg(not(feature = "parquet"))]
         assert!(format_of(Path::new("a.parquet")).unwrap_err().contains(".jsonl"));
     }
 
