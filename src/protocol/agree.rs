@@ -604,9 +604,15 @@ impl Protocol {
             Entry::Foundation(foundation) => self.build_on(*foundation)?,
             Entry::Own { height, segment } => self.restore_own(height, segment),
             Entry::Acked { height, set, segments, evidence, controls } => {
+                let Some(params) = self.params(height) else { return Ok(()) };
                 let Some(state) = self.heights.get_mut(&height) else { return Ok(()) };
                 if state.certified.is_some() {
                     return Ok(());
+                }
+                if segments.iter().any(|(_, of)| !of.segment().fits(params.limits)) {
+                    let problem =
+                        format!("an acknowledged segment of height {height} is malformed");
+                    return Err(Offence::InvalidStatement(problem));
                 }
                 for (origin, segment) in segments {
                     if origin.index() < state.ledger.roster_len() {
@@ -716,6 +722,23 @@ mod tests {
         protocol.recall = None;
         wake_as_asked(&mut protocol);
         assert!(protocol.heights[&0].is_short && protocol.heights[&0].signed.is_empty());
+    }
+
+    /// Found by fuzzing: its counts promise more bytes than there are.
+    #[test]
+    fn an_acknowledged_segment_that_is_malformed_is_refused() {
+        let mut protocol = node(0);
+        let (counts, bytes, signature) = (vec![40, 7], vec![1; 16], UNSIGNED);
+        let segment = Segment { counts, bytes, closed: false, signature };
+        let mut set = RecordSet::of(Height(0), &Ledger::new(4), &Default::default(), None);
+        set.lens[1] = 16;
+        let mut ledger = Ledger::new(4);
+        ledger.set_certified(Origin(1), Some(segment));
+        let segments = vec![(Origin(1), Arc::clone(ledger.held(Origin(1)).unwrap()))];
+        let (evidence, controls) = Default::default();
+        let entry = Entry::Acked { height: 0, set, segments, evidence, controls };
+        assert!(protocol.restore(entry, &mut Vec::new()).is_err());
+        wake_as_asked(&mut protocol);
     }
 
     /// Found by spoiling the entries of logs: the second of two own segments was taken for granted.
