@@ -138,8 +138,12 @@ impl Protocol {
         let roster_len = self.roster.len();
         for Past { height, active, exponent_next, audits } in foundation.past {
             let in_order = active.windows(2).all(|pair| pair[0] < pair[1]);
-            if !in_order || active.last().is_some_and(|&at| usize::from(at) >= roster_len) {
-                return Err(refused("a height's members are out of order"));
+            let scaled = (-60..=60).contains(&exponent_next);
+            if !in_order
+                || !scaled
+                || active.last().is_some_and(|&at| usize::from(at) >= roster_len)
+            {
+                return Err(refused("a height's members are out of order, or its scale is"));
             }
             let active = active.into_iter().map(Origin).collect();
             self.summaries.insert(height, Summary { active, exponent_next, audits });

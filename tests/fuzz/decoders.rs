@@ -68,7 +68,10 @@ fn response(bytes: &[u8]) {
 
 fn entry(bytes: &[u8]) {
     if let Ok(entry) = codec::decode::<Entry, { 1 << 20 }>(bytes) {
-        assert_eq!(codec::decode::<Entry, { 1 << 20 }>(&codec::encode(&entry)), Ok(entry));
+        // By their bytes: sums of audits may be no numbers, which equal nothing.
+        let bytes = codec::encode(&entry);
+        let again = codec::decode::<Entry, { 1 << 20 }>(&bytes).expect("it was encoded here");
+        assert!(codec::encode(&again) == bytes, "{entry:?} is not {again:?}");
     }
 }
 
