@@ -197,13 +197,14 @@ impl Score {
     }
 }
 
-/// The score of `origin` from the newest heights that together have `2·faulty + 1` auditors,
-/// [`SAMPLES_MIN`] repetitions, and [`KEPT_MIN`] without the extreme auditors, all of it without any one of
-/// these heights: the best of the scores that leave out one
-/// height. A larger certificate may deal the slots of a height anew after honest nodes have measured
-/// them, so that their bytes there fit nothing. `None` when there is not so much. `heights` are the
-/// samples of heights from the newest to the oldest, in each those of an origin together, by origin;
-/// auditors that do not `count` are left out.
+/// The score of `origin`: the lower one of two, from the newest heights that together have enough and
+/// from all heights that are looked back on. The first finds out who begins to lie, the second who lies
+/// at random and was lucky in few repetitions. Enough are `2·faulty + 1` auditors, [`SAMPLES_MIN`]
+/// repetitions, and [`KEPT_MIN`] of them without the extreme auditors, all that without any one of the
+/// heights: of the scores that leave out one height the best counts. A larger certificate may deal the
+/// slots of a height anew after honest nodes have measured them, so that their bytes there fit nothing.
+/// `None` when there is not so much. `heights` are the samples of heights from the newest to the oldest,
+/// in each those of an origin together, by origin; auditors that do not `count` are left out.
 pub fn score<'a>(
     origin: Origin,
     heights: impl Iterator<Item = &'a [Sample]>,
@@ -211,6 +212,15 @@ pub fn score<'a>(
     counts: impl Fn(Origin) -> bool,
 ) -> Option<Score> {
     let mut seen: Vec<Vec<&Sample>> = Vec::new();
+    let without_one = |seen: &[Vec<&Sample>]| {
+        let without = |left_out: usize| {
+            let rest = seen.iter().enumerate().filter(|(at, _)| *at != left_out);
+            pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), faulty)
+        };
+        let scores: Option<Vec<Score>> = (0..seen.len()).map(without).collect();
+        scores?.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))
+    };
+    let mut newest = None;
     for height in heights {
         let from = height.partition_point(|sample| sample.origin < origin);
         let of_origin = height[from..].iter().take_while(|sample| sample.origin == origin);
@@ -220,19 +230,10 @@ pub fn score<'a>(
             continue;
         }
         seen.push(of_height);
-        let without = |left_out: usize| {
-            let rest = seen.iter().enumerate().filter(|(at, _)| *at != left_out);
-            pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), faulty)
-        };
-        let scores: Option<Vec<Score>> = (0..seen.len()).map(without).collect();
-        let best = |scores: Vec<Score>| {
-            scores.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))
-        };
-        if let Some(best) = scores.and_then(best) {
-            return Some(best);
-        }
+        newest = newest.or_else(|| without_one(&seen));
     }
-    None
+    let both = newest.into_iter().chain(without_one(&seen));
+    both.min_by(|a, b| a.correlation.total_cmp(&b.correlation))
 }
 
 /// The correlation over all auditors but the `faulty` lowest and highest, if there are enough.
