@@ -287,8 +287,7 @@ pub enum CertificateError {
 }
 
 impl CertifiedHeight {
-    /// The height as a ledger and its control records, once its signatures have been checked
-    /// against the roster of that height.
+    /// What is in the height, once its signatures have been checked against the roster of that height.
     ///
     /// # Errors
     /// See [`CertificateError`].
@@ -299,7 +298,7 @@ impl CertifiedHeight {
         roster: &Roster,
         quorum: usize,
         limits: SegmentLimits,
-    ) -> Result<(Ledger, BTreeMap<ControlKey, Control>, RecordSet), CertificateError> {
+    ) -> Result<Checked, CertificateError> {
         let height = Height(self.height);
         let roster_len = roster.len_at(height);
         let malformed = || CertificateError::Malformed(self.height);
@@ -342,12 +341,12 @@ impl CertifiedHeight {
         if set.weight() != self.weight {
             return Err(malformed());
         }
-        let mut signers = BTreeMap::new();
+        let mut signers: BTreeMap<Origin, Ack> = BTreeMap::new();
         for (origin, seal) in self.acks.iter().take(roster_len) {
             let ack = Ack { weight: self.weight, digest: set.digest, seal: *seal };
             let member = roster.id(Origin(*origin)).filter(|_| usize::from(*origin) < roster_len);
             if member.is_some_and(|id| ack.is_signed_by(run, height, scheme, id)) {
-                signers.insert(*origin, ());
+                signers.insert(Origin(*origin), ack);
             }
         }
         if signers.len() < quorum {
@@ -357,8 +356,21 @@ impl CertifiedHeight {
                 quorum,
             });
         }
-        Ok((ledger, controls, set))
+        Ok(Checked { ledger, controls, set, acks: signers })
     }
+}
+
+/// A certified height whose signatures have been checked.
+#[derive(Debug)]
+pub struct Checked {
+    /// Its records.
+    pub ledger: Ledger,
+    /// Its control records.
+    pub controls: BTreeMap<ControlKey, Control>,
+    /// What the digest covers.
+    pub set: RecordSet,
+    /// The acks whose signatures hold, a quorum at least; others in the message count for nothing.
+    pub acks: BTreeMap<Origin, Ack>,
 }
 
 /// The digest chain: `D_h = BLAKE3(D_{h−1} ‖ certified set ‖ coefficients)`.
@@ -405,5 +417,36 @@ impl std::str::FromStr for ChainDigest {
 impl std::fmt::Display for ChainDigest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who serves history may add what it likes behind a quorum of genuine acks.
+    #[test]
+    fn acks_that_nobody_signed_are_not_taken_with_a_certificate() {
+        let run = RunId([3; 32]);
+        let ids: Vec<NodeId> = (0..4).map(|at| Keys::simulated(at).id()).collect();
+        let set = RecordSet::of(Height(17), &Ledger::new(4), &BTreeMap::new(), None);
+        let sign = |at: u64| Ack::sign(&run, Height(17), &Keys::simulated(at), &set, None);
+        let forged = |at: u16| (at, Seal { model: Some([9; 32]), ..sign(u64::from(at)).seal });
+        let mut acks: Vec<(u16, Seal)> = (0..3).map(|at| (at as u16, sign(at).seal)).collect();
+        acks.extend([forged(3), forged(0), forged(1), forged(2)]);
+        let certified = CertifiedHeight {
+            height: 17,
+            segments: Arc::default(),
+            equivocators: Vec::new(),
+            controls: Vec::new(),
+            weight: set.weight(),
+            acks,
+        };
+        let limits = SegmentLimits { rounds: 2, bytes_per_round: 8, audits: 0 };
+        let scheme = Keys::simulated(0).scheme();
+        let checked = certified.check(&run, scheme, &Roster::new(&ids), 3, limits).unwrap();
+        let genuine: BTreeMap<Origin, Ack> =
+            (0..3).map(|at| (Origin(at as u16), sign(at))).collect();
+        assert_eq!(checked.acks, genuine);
     }
 }

@@ -53,11 +53,14 @@ const LINK_BYTES_PER_S: f64 = 12.5e6;
 /// that saves anything.
 pub const BEHIND_MIN: u64 = MODEL_EVERY + 2;
 
-/// Changes that are kept; with more, it is decided with what there is.
+/// Changes that are kept; more are replayed at once.
 const KEPT_MAX: usize = 1 << 21;
 
-/// After so long without a certified height, it is decided with what there is.
+/// After so long without history it is decided with what there is.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// After so long a checkpoint is no longer waited for.
+const FETCH_MAX: Duration = Duration::from_secs(600);
 
 /// Bytes of a checkpoint in one answer.
 pub const STRETCH: usize = 1 << 20;
@@ -73,10 +76,12 @@ const SERVED: u64 = 2;
 pub struct CatchUp {
     /// What has been paid since the model that the evaluator holds.
     kept: Vec<Change>,
-    /// Heights that a neighbor had certified.
+    /// Heights that are certified elsewhere, as far as neighbors say.
     target: u64,
-    /// Heights certified here, and since when.
-    certified: u64,
+    /// Whose answer showed that this node is behind, and whether it has no more.
+    source: NodeId,
+    settled: bool,
+    /// When history came last.
     since: Instant,
     began: Instant,
     /// Neighbors that had no such checkpoint, or a wrong one.
@@ -97,6 +102,8 @@ pub struct Fetch {
     pub request: RequestId,
     /// What has come.
     pub bytes: Vec<u8>,
+    /// Bytes of the whole, once known.
+    pub total: Option<u64>,
 }
 
 /// What is cheaper, with the estimates in seconds.
@@ -113,13 +120,15 @@ pub struct Choice {
 }
 
 impl CatchUp {
-    /// A node that has `paid` since the model that the evaluator is left with.
-    pub fn new(paid: Vec<Change>, certified: u64, target: u64) -> CatchUp {
+    /// A node that has `paid` since the model that the evaluator is left with, and has learned from `source`
+    /// that much more is certified.
+    pub fn new(paid: Vec<Change>, target: u64, source: NodeId) -> CatchUp {
         let now = Instant::now();
         CatchUp {
             kept: paid,
             target,
-            certified,
+            source,
+            settled: false,
             since: now,
             began: now,
             failed: BTreeSet::new(),
@@ -132,29 +141,42 @@ impl CatchUp {
         self.target = self.target.max(target);
     }
 
+    /// A neighbor answered, with history or without. Where the one that had it has no more, what anybody
+    /// says of more is not waited for.
+    pub fn hear(&mut self, from: NodeId, history: bool) {
+        match history {
+            true => self.since = Instant::now(),
+            false => self.settled |= from == self.source,
+        }
+    }
+
     /// Something is paid.
     pub fn keep(&mut self, changes: Vec<Change>) {
         self.kept.extend(changes);
     }
 
+    /// Whether so much is kept that it is to be replayed.
+    pub fn is_full(&self) -> bool {
+        self.kept.len() >= KEPT_MAX
+    }
+
+    /// What is kept, from now on no more.
+    pub fn take(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.kept)
+    }
+
     /// Whether to decide now, or, while a checkpoint is fetched, to wait no longer.
-    pub fn is_due(&mut self, certified: u64) -> bool {
-        if certified != self.certified {
-            (self.certified, self.since) = (certified, Instant::now());
-        }
+    pub fn is_due(&self, certified: u64) -> bool {
         match self.fetch {
-            None => {
-                certified >= self.target
-                    || self.kept.len() >= KEPT_MAX
-                    || self.since.elapsed() > PATIENCE
-            }
-            Some(_) => self.kept.len() >= 2 * KEPT_MAX,
+            None => certified >= self.target || self.settled || self.since.elapsed() > PATIENCE,
+            Some(_) => self.began.elapsed() > FETCH_MAX,
         }
     }
 
-    /// Whether a checkpoint before round `first` of a model with so many parameters is cheaper.
-    pub fn choose(&self, source: ModelSource, first: u64, parameters: usize) -> Choice {
-        let directions = self.kept.iter().filter(|change| change.round.0 < first).count();
+    /// Whether a checkpoint of a model with so many parameters is cheaper, behind which `later` changes are
+    /// to be replayed.
+    pub fn choose(&self, source: ModelSource, later: usize, parameters: usize) -> Choice {
+        let directions = self.kept.len().saturating_sub(later);
         let (directions_f, parameters) = (directions as f64, parameters as f64);
         let replay_s = directions_f * parameters * REPLAY_S;
         let fetch_s = 4.0 * parameters / LINK_BYTES_PER_S;
@@ -166,9 +188,14 @@ impl CatchUp {
         Choice { fetch, directions, replay_s, fetch_s }
     }
 
-    /// The checkpoint on its way.
-    pub fn fetch(&mut self) -> Option<&mut Fetch> {
-        self.fetch.as_mut()
+    /// Whether a checkpoint is on its way.
+    pub fn is_fetching(&self) -> bool {
+        self.fetch.is_some()
+    }
+
+    /// The checkpoint on its way, if this was the question.
+    pub fn answered(&mut self, request: RequestId) -> Option<Fetch> {
+        self.fetch.take_if(|fetch| fetch.request == request)
     }
 
     /// Fetches.
@@ -176,7 +203,7 @@ impl CatchUp {
         self.fetch = Some(fetch);
     }
 
-    /// The one who was asked has no such checkpoint, or a wrong one.
+    /// The one who was asked is not asked again.
     pub fn give_up(&mut self, from: NodeId) {
         self.failed.insert(from);
         self.fetch = None;
@@ -192,25 +219,32 @@ impl CatchUp {
         self.began.elapsed().as_secs_f64()
     }
 
-    /// What is left to apply to a model after the rounds before `first`.
-    pub fn rest(self, first: u64) -> Vec<Change> {
-        let mut rest = self.kept;
-        rest.retain(|change| change.round.0 >= first);
-        rest
+    /// What is to be applied to the model that the evaluator holds.
+    pub fn rest(self) -> Vec<Change> {
+        self.kept
     }
 }
 
 impl Fetch {
+    /// Nothing has been asked for.
+    pub fn new(certified: Height, digest: ModelDigest, from: NodeId) -> Fetch {
+        let (request, bytes) = (RequestId::default(), Vec::new());
+        Fetch { certified, digest, from, request, bytes, total: None }
+    }
+
     /// Takes a stretch; whether it was the last. `None` when it cannot be one of a checkpoint of so many
     /// parameters.
     pub fn take(&mut self, total: u64, bytes: &[u8], parameters: usize) -> Option<bool> {
         let room = 4 * parameters as u64 + HEADER_MAX;
-        let len = (self.bytes.len() + bytes.len()) as u64;
-        if bytes.is_empty() || bytes.len() > STRETCH || total > room || len > total {
+        let held = self.bytes.len() as u64;
+        let due = total.checked_sub(held)?.min(STRETCH as u64);
+        // Whole stretches, so that nobody can make a checkpoint last.
+        let fits = due > 0 && bytes.len() as u64 == due && total <= room;
+        if !fits || *self.total.get_or_insert(total) != total {
             return None;
         }
         self.bytes.extend_from_slice(bytes);
-        Some(len == total)
+        Some(held + due == total)
     }
 }
 
@@ -257,6 +291,8 @@ mod tests {
     use super::*;
     use rumormill::id::{Round, Slot};
 
+    const SOURCE: NodeId = NodeId([1; 32]);
+
     fn paid(rounds: std::ops::Range<u64>, slots: u32) -> Vec<Change> {
         let of = |round| {
             (0..slots).map(move |slot| Change {
@@ -271,45 +307,47 @@ mod tests {
 
     #[test]
     fn many_directions_make_a_checkpoint_cheaper_than_history() {
-        let choose =
-            |rounds, source| CatchUp::new(paid(0..rounds, 128), 0, 100).choose(source, 800, 25_450);
+        let choose = |rounds, source| {
+            CatchUp::new(paid(0..rounds, 128), 100, SOURCE).choose(source, 128, 25_450)
+        };
         // 4 bytes a parameter at 12.5 MB/s are as long as 5,333 directions at 0.06 ns.
-        assert!(!choose(41, ModelSource::Auto).fetch);
-        let long = choose(42, ModelSource::Auto);
+        assert!(!choose(42, ModelSource::Auto).fetch);
+        let long = choose(43, ModelSource::Auto);
         assert!(long.fetch && long.directions == 42 * 128, "{long:?}");
-        assert!(choose(1, ModelSource::Checkpoint).fetch);
+        assert!(choose(2, ModelSource::Checkpoint).fetch);
+        assert!(!choose(1, ModelSource::Checkpoint).fetch, "it would save nothing");
         assert!(!choose(10_000, ModelSource::History).fetch);
-        assert_eq!(choose(1000, ModelSource::Auto).directions, 800 * 128);
     }
 
     #[test]
-    fn what_a_checkpoint_holds_is_not_paid_again() {
-        let mut late = CatchUp::new(paid(0..3, 2), 0, 20);
+    fn what_others_say_is_not_waited_for_once_history_ends() {
+        let mut late = CatchUp::new(paid(0..3, 2), u64::MAX, SOURCE);
         late.keep(paid(3..5, 2));
-        let rest = late.rest(3);
-        assert_eq!(rest, paid(3..5, 2));
+        late.hear(NodeId([2; 32]), false);
+        late.hear(SOURCE, true);
+        assert!(!late.is_due(40));
+        late.hear(SOURCE, false);
+        assert!(late.is_due(40));
+        assert_eq!(late.rest(), paid(0..5, 2));
     }
 
     #[test]
     fn stretches_are_bounded_and_whole() {
-        let fetch = || Fetch {
-            certified: Height(16),
-            digest: [0; 32],
-            from: NodeId([1; 32]),
-            request: RequestId::default(),
-            bytes: Vec::new(),
-        };
+        let fetch = || Fetch::new(Height(16), [0; 32], SOURCE);
+        let (first, rest) = (vec![1; STRETCH], [2, 3]);
+        let total = STRETCH as u64 + 2;
         let mut whole = fetch();
-        assert_eq!(whole.take(5, &[1, 2, 3], 10), Some(false));
-        assert_eq!(whole.take(5, &[4, 5], 10), Some(true));
-        assert_eq!(whole.bytes, [1, 2, 3, 4, 5]);
-        for (total, bytes) in [
-            (5, vec![]),
-            (5, vec![0; 6]),
-            (HEADER_MAX + 41, vec![0]),
-            (1 << 21, vec![0; STRETCH + 1]),
-        ] {
-            assert_eq!(fetch().take(total, &bytes, 10), None, "{total} {}", bytes.len());
+        assert_eq!(whole.take(total, &first, 10), Some(false));
+        assert_eq!(whole.take(total, &rest, 10), Some(true));
+        assert!(whole.bytes == [&first[..], &rest].concat());
+        let mut longer = fetch();
+        assert_eq!(longer.take(total, &first, 10), Some(false));
+        assert_eq!(longer.take(total + 1, &[2; 3], 10), None, "it has grown");
+        let beyond = HEADER_MAX + 41;
+        for (total, len) in
+            [(5, 0), (5, 4), (5, 6), (0, 0), (beyond, STRETCH), (1 << 20, STRETCH + 1)]
+        {
+            assert_eq!(fetch().take(total, &vec![0; len], 10), None, "{total} {len}");
         }
     }
 

@@ -14,13 +14,13 @@ use rumormill::data::shard::Shards;
 use rumormill::fault::value::{Liar, Lie};
 use rumormill::fault::wire::Saboteur;
 use rumormill::fault::{Fault, FaultKind};
-use rumormill::height::{ChainDigest, MODEL_EVERY, model_digest};
+use rumormill::height::{CertifiedHeight, ChainDigest, MODEL_EVERY, model_digest};
 use rumormill::id::{Height, NodeId, Origin, Round};
 use rumormill::keys::Keys;
 use rumormill::manifest::{Manifest, ManifestError};
 use rumormill::message::{Request, Response};
 use rumormill::params::{Layout, State};
-use rumormill::protocol::{Config, Event, Input, Offence, Output, Protocol, Stats};
+use rumormill::protocol::{Change, Config, Event, Input, Offence, Output, Protocol, Stats};
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -316,8 +316,8 @@ pub struct Daemon {
     compacted_then: u64,
     /// Neighbors that do not keep what is asked for.
     short_histories: BTreeSet<NodeId>,
-    /// A neighbor was found to be so far ahead.
-    behind: Option<u64>,
+    /// A neighbor that says it is far ahead, and how far.
+    behind: Option<(NodeId, u64)>,
     catch_up: Option<CatchUp>,
     /// Models after certified heights whose hashes are known: told by the evaluator.
     models: mpsc::Receiver<Hashed>,
@@ -332,6 +332,9 @@ struct Hashed {
     chain: ChainDigest,
     state_hash: [u8; 32],
 }
+
+/// Heights in an answer from which on a node may be far behind; one that is not lacks two at most.
+const NEWS_MIN: usize = 4;
 
 /// Hashes that may wait for the loop; with more, the newest is dropped and not named in an ack.
 const MODELS_MAX: usize = 4;
@@ -643,29 +646,41 @@ impl Daemon {
         });
     }
 
-    /// Begins to keep what history pays, when far behind; decides where the model comes from once history
-    /// has come; asks for the next stretch of a checkpoint.
+    /// Begins to keep what history pays, before an answer is taken that brings much of it. That a neighbor
+    /// says it is ahead is not enough: anybody may say so.
+    fn fall_behind(&mut self, from: NodeId, heights: &[CertifiedHeight]) {
+        let certified = self.protocol.certified();
+        let claimed = self.behind.filter(|(by, _)| *by == from).map_or(0, |(_, target)| target);
+        let brought = heights.last().map_or(0, |height| height.height + 1);
+        let target = claimed.max(brought);
+        if let Some(catch_up) = &mut self.catch_up {
+            return catch_up.aim(target);
+        }
+        let is_news = heights.first().is_some_and(|height| height.height == certified)
+            && heights.len() >= NEWS_MIN;
+        let keeps = self.model_source != ModelSource::History && self.awaited.is_none();
+        if !is_news || !keeps || target < certified + BEHIND_MIN {
+            return;
+        }
+        let first = Round(self.first_round(Height(certified)));
+        let Some(mut paid) = self.protocol.take_back_from(first) else { return };
+        self.evaluator.apply(paid.clone());
+        invert(&mut paid);
+        self.catch_up = Some(CatchUp::new(paid, target, from));
+    }
+
+    /// Decides where the model comes from once history has come, and whom to ask for a checkpoint.
     fn go_on_catching_up(&mut self) {
         let certified = self.protocol.certified();
-        if let Some(target) = self.behind.take() {
-            match &mut self.catch_up {
-                Some(catch_up) => catch_up.aim(target),
-                None if target < certified + BEHIND_MIN || self.awaited.is_some() => {}
-                None if self.model_source == ModelSource::History => {}
-                None => {
-                    let first = Round(self.first_round(Height(certified)));
-                    let Some(mut paid) = self.protocol.take_back_from(first) else { return };
-                    self.evaluator.apply(paid.clone());
-                    paid.iter_mut().for_each(|of| std::mem::swap(&mut of.from, &mut of.to));
-                    self.catch_up = Some(CatchUp::new(paid, certified, target));
-                }
-            }
-        }
         let Some(catch_up) = &mut self.catch_up else { return };
+        if catch_up.is_full() {
+            // More than is kept: replayed so far, and a checkpoint may still save the rest.
+            self.evaluator.apply(catch_up.take());
+        }
         if !catch_up.is_due(certified) {
             return;
         }
-        if catch_up.fetch().is_some() {
+        if catch_up.is_fetching() {
             return self.replay_kept("the checkpoint takes too long");
         }
         let Some((at, digest)) = self.protocol.vouched_model() else {
@@ -673,7 +688,10 @@ impl Daemon {
         };
         let first = self.first_round(at);
         let Some(catch_up) = &self.catch_up else { return };
-        let choice = catch_up.choose(self.model_source, first, self.layout.dim());
+        let Some(later) = self.protocol.take_back_from(Round(first)) else {
+            return self.replay_kept("the model that is vouched for is too old");
+        };
+        let choice = catch_up.choose(self.model_source, later.len(), self.layout.dim());
         let estimates = format!(
             "{} directions to replay, about {:.1} s; the checkpoint after {} heights has {} bytes,              about {:.1} s",
             choice.directions,
@@ -690,24 +708,27 @@ impl Daemon {
             return self.replay_kept("no neighbor has the checkpoint");
         };
         info!("the model comes from a neighbor: {estimates}");
-        self.ask_stretch(at, digest, from, Vec::new());
+        self.ask_stretch(Fetch::new(at, digest, from));
     }
 
     fn first_round(&self, height: Height) -> u64 {
         height.0 * u64::from(self.protocol.manifest().rounds_per_height)
     }
 
-    fn ask_stretch(&mut self, certified: Height, digest: [u8; 32], from: NodeId, bytes: Vec<u8>) {
-        let (Some(catch_up), Some(peer)) = (&mut self.catch_up, peer_of(from)) else { return };
-        let request = Request::Checkpoint { certified: certified.0, offset: bytes.len() as u64 };
-        let request = self.network.request(peer, request.encode());
-        catch_up.begin(Fetch { certified, digest, from, request, bytes });
+    fn ask_stretch(&mut self, mut fetch: Fetch) {
+        let (Some(catch_up), Some(peer)) = (&mut self.catch_up, peer_of(fetch.from)) else {
+            return;
+        };
+        let offset = fetch.bytes.len() as u64;
+        let request = Request::Checkpoint { certified: fetch.certified.0, offset };
+        fetch.request = self.network.request(peer, request.encode());
+        catch_up.begin(fetch);
     }
 
     /// Applies what was kept to the base model.
     fn replay_kept(&mut self, why: &str) {
         let Some(catch_up) = self.catch_up.take() else { return };
-        let rest = catch_up.rest(0);
+        let rest = catch_up.rest();
         info!(directions = rest.len(), "the history is replayed: {why}");
         self.evaluator.apply(rest);
     }
@@ -715,42 +736,50 @@ impl Daemon {
     /// A stretch of the checkpoint that is on its way, or an answer that came too late.
     fn on_stretch(&mut self, id: RequestId, answer: Option<Vec<u8>>) {
         let parameters = self.layout.dim();
-        let Some(catch_up) = &mut self.catch_up else { return };
-        let Some(fetch) = catch_up.fetch().filter(|fetch| fetch.request == id) else { return };
-        let from = fetch.from;
+        let fetch = self.catch_up.as_mut().and_then(|catch_up| catch_up.answered(id));
+        let Some(mut fetch) = fetch else { return };
         let answer = answer.and_then(|bytes| Response::decode(&bytes).ok());
         let taken = match answer {
             Some(Response::Checkpoint { total, bytes }) => fetch.take(total, &bytes, parameters),
             _ => None,
         };
-        let (certified, digest) = (fetch.certified, fetch.digest);
-        match taken {
-            Some(false) => {
-                let bytes = std::mem::take(&mut fetch.bytes);
-                self.ask_stretch(certified, digest, from, bytes);
+        if taken == Some(false) {
+            return self.ask_stretch(fetch);
+        }
+        let Fetch { certified, digest, from, bytes, .. } = fetch;
+        if let Some(catch_up) = &mut self.catch_up {
+            // Nobody is asked twice.
+            catch_up.give_up(from);
+        }
+        if taken.is_none() {
+            return;
+        }
+        let peer = peer_of(from).map(|of| of.to_string()).unwrap_or_default();
+        match self.checked(certified, digest, &bytes) {
+            Ok(Some(state)) => self.take_model(certified, state, bytes.len()),
+            // A larger certificate may have come since it was written: nobody's fault.
+            Ok(None) => debug!(%peer, "a checkpoint of another history"),
+            Err(error) => {
+                warn!(%peer, "a false checkpoint: {error:#}; another node is asked");
+                self.refuse(from);
             }
-            Some(true) => {
-                let bytes = std::mem::take(&mut fetch.bytes);
-                catch_up.give_up(from);
-                match self.checked(certified, digest, &bytes) {
-                    Ok(state) => self.take_model(certified, state, bytes.len()),
-                    Err(error) => {
-                        let peer = peer_of(from).map(|of| of.to_string()).unwrap_or_default();
-                        warn!(%peer, "a false checkpoint: {error:#}; another node is asked");
-                        self.refuse(from);
-                    }
-                }
-            }
-            None => catch_up.give_up(from),
         }
     }
 
-    /// The model of a checkpoint, if it is the one that the members have signed.
-    fn checked(&self, certified: Height, digest: [u8; 32], bytes: &[u8]) -> anyhow::Result<State> {
+    /// The model of a checkpoint, if it is the one that the members have signed; `None` when it does not
+    /// claim to be, as its history is another one.
+    fn checked(
+        &self,
+        certified: Height,
+        digest: [u8; 32],
+        bytes: &[u8],
+    ) -> anyhow::Result<Option<State>> {
         let run = self.protocol.run_id();
         let checkpoint = crate::checkpoint::decode(bytes, run, &self.layout)?;
         let chain = self.protocol.chain_after(certified);
-        let chain = chain.ok_or_else(|| anyhow::anyhow!("its height is too long ago"))?;
+        let Some(chain) = chain.filter(|chain| *chain == checkpoint.stand.chain) else {
+            return Ok(None);
+        };
         let found = model_digest(certified.0, &chain, &checkpoint.state.hash());
         anyhow::ensure!(
             found == digest,
@@ -758,14 +787,18 @@ impl Daemon {
             crate::run::hex(&digest),
             crate::run::hex(&found)
         );
-        Ok(checkpoint.state)
+        Ok(Some(checkpoint.state))
     }
 
     fn take_model(&mut self, certified: Height, state: State, bytes: usize) {
         let first = self.first_round(certified);
+        // Not what was kept: a later round may pay along directions of an earlier one.
+        let Some(mut rest) = self.protocol.take_back_from(Round(first)) else {
+            return self.replay_kept("the checkpoint came too late");
+        };
+        invert(&mut rest);
         let Some(catch_up) = self.catch_up.take() else { return };
         let seconds = format!("{:.2}", catch_up.seconds());
-        let rest = catch_up.rest(first);
         info!(
             bytes,
             seconds,
@@ -980,7 +1013,8 @@ impl Daemon {
             }
             // The model is not there: nothing can be measured, and that has its own byte.
             Output::Probe(probe) if self.awaited.is_some() || self.catch_up.is_some() => {
-                return Ok(Some(Input::Losses { probe, plus: f32::NAN, minus: f32::NAN }));
+                // In its turn: the protocol takes losses in the order of its probes.
+                self.evaluator.abstain(probe);
             }
             Output::Probe(probe) => self.evaluator.probe(probe),
             Output::Apply(changes) => match &mut self.catch_up {
@@ -1055,6 +1089,8 @@ impl Daemon {
             }
             Event::Replaced { height } => {
                 info!(height = height.0, "a larger certificate replaced a height");
+                // Models after it are others now.
+                self.hashed_then = self.hashed_then.min(height.0 / MODEL_EVERY * MODEL_EVERY);
             }
             Event::Stalled { reason } => debug!(reason, "stalled"),
             Event::Resumed => debug!("goes on"),
@@ -1078,7 +1114,7 @@ impl Daemon {
             Event::CatchingUp { certified, target, from } => {
                 let peer = peer_of(*from).map(|peer| peer.to_string()).unwrap_or_default();
                 info!(certified, target, from = peer, "catching up from history");
-                self.behind = Some(*target);
+                self.behind = Some((*from, *target));
             }
             Event::Finished { digest } => {
                 let dropped = self.protocol.stats().dropped;
@@ -1386,7 +1422,26 @@ impl Daemon {
                         self.protocol.certified()
                     );
                 }
+                let was_behind = self.catch_up.is_some();
+                let history = match &response {
+                    Some(Response::History(heights)) => {
+                        self.fall_behind(from, heights);
+                        !heights.is_empty()
+                    }
+                    _ => false,
+                };
+                let before = self.protocol.certified();
                 self.feed(Input::Response { from, response })?;
+                let grew = self.protocol.certified() > before;
+                if !was_behind && !grew {
+                    // What was to show that this node is behind shows nothing.
+                    self.replay_kept("the answer had no history");
+                }
+                if let Some(catch_up) = &mut self.catch_up
+                    && (grew || !history)
+                {
+                    catch_up.hear(from, grew);
+                }
             }
         }
         Ok(())
@@ -1441,6 +1496,11 @@ impl Daemon {
             debug!(%peer, %error, "an answer was not sent");
         }
     }
+}
+
+/// Turns what takes changes back into what makes them.
+fn invert(changes: &mut [Change]) {
+    changes.iter_mut().for_each(|of| std::mem::swap(&mut of.from, &mut of.to));
 }
 
 /// A node's libp2p name.

@@ -88,6 +88,7 @@ pub struct Report {
 enum Command {
     Apply(Vec<Change>),
     Probe(Probe),
+    Abstain(Probe),
     Rows(Arc<Vec<u32>>),
     Deceive(Option<Box<Deceit>>),
     Report(oneshot::Sender<Report>),
@@ -124,6 +125,11 @@ impl Evaluator {
     /// Asks for a probe.
     pub fn probe(&self, probe: Probe) {
         self.send(Command::Probe(probe));
+    }
+
+    /// Says that a probe cannot be measured, in its turn.
+    pub fn abstain(&self, probe: Probe) {
+        self.send(Command::Abstain(probe));
     }
 
     /// From now on, minibatches are drawn from these rows.
@@ -247,6 +253,12 @@ impl Worker {
                 }
                 Command::Probe(probe) => {
                     let losses = self.measure(probe);
+                    if results.blocking_send(losses).is_err() {
+                        return;
+                    }
+                }
+                Command::Abstain(probe) => {
+                    let losses = Losses { probe, plus: f32::NAN, minus: f32::NAN };
                     if results.blocking_send(losses).is_err() {
                         return;
                     }

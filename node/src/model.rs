@@ -131,7 +131,10 @@ impl Replayed {
         if !whole && kept.exists() {
             checkpoints.push(checkpoint::read(&kept, run, base)?.beyond(base));
         }
-        checkpoints.extend(checkpoint::read_base(directory, run, base)?);
+        let begins_later = log.first().is_some_and(|of| matches!(of.entry, Entry::Foundation(_)));
+        if begins_later {
+            checkpoints.extend(checkpoint::read_base(directory, run, base)?);
+        }
         let mut waiting: Vec<Change> = Vec::new();
         let mut moves = |of: Move| match of {
             Move::Add(beyond) => state.add(&beyond),
@@ -320,7 +323,7 @@ pub fn run_verify(args: &VerifyArgs) -> Result<u8> {
                     hex(&state.hash())
                 );
             }
-        } else {
+        } else if kept_stand.height >= protocol.built_on().0 {
             // Of an earlier height: going on from it must lead to the same model.
             let from_it = Replayed::of(directory, false)?;
             if from_it.state != *state {

@@ -312,7 +312,9 @@ fn checkpoints_of(
     base: &State,
 ) -> Result<Vec<Advance>> {
     if let Some(path) = &args.resume {
-        return Ok(vec![checkpoint::read(path, run, base)?.beyond(base)]);
+        let named = checkpoint::read(path, run, base)?.beyond(base);
+        let older = checkpoint::read_base(directory, run, base)?;
+        return Ok(std::iter::once(named).chain(older).collect());
     }
     let own = checkpoint::path_in(directory);
     let own = own.exists().then(|| checkpoint::read(&own, run, base));

@@ -31,6 +31,9 @@ const ENTRY_LEN_MAX: usize = 256 << 20;
 /// Length, its complement, checksum.
 const ENTRY_HEADER_LEN: usize = 16;
 
+/// Suffix of a log that is about to take the place of the one that is there.
+const NEXT: &str = "log.next";
+
 /// A log is not rewritten for less than this.
 const COMPACTED_MIN: u64 = 1 << 20;
 
@@ -164,6 +167,8 @@ impl Store {
     ) -> Result<(Store, Vec<Logged>), StoreError> {
         let path = directory.join(LOG_NAME);
         let io = |action, source| StoreError::Io { action, path: path.clone(), source };
+        // Of a process that was killed while it rewrote the log.
+        let _ = std::fs::remove_file(path.with_extension(NEXT));
         let mut file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -321,8 +326,8 @@ impl Store {
         self.len > 2 * self.compacted + COMPACTED_MIN
     }
 
-    /// Drops what nobody needs any more: one's own records and acks of heights before `settled`, which are
-    /// final, and with a foundation everything before that. The file is replaced as a whole.
+    /// Drops what nobody needs any more: certificates that larger ones replaced, one's own records and acks of
+    /// heights before `settled`, which are final, and with a foundation everything before that. The file is replaced as a whole.
     ///
     /// # Errors
     /// The system refused: the log is as it was.
@@ -334,12 +339,10 @@ impl Store {
         self.flush()?;
         let whole = self.read(0, self.len as usize);
         let whole = whole.map_err(|source| self.io("read", source))?;
-        let place = |height: u64| {
-            let at = height.checked_sub(self.first)?;
-            self.index.get(at as usize).copied()
-        };
-        let Some((tail, _)) = place(settled) else { return Ok(()) };
-        let tail = tail - ENTRY_HEADER_LEN as u64;
+        let certified = self.first + self.index.len() as u64;
+        if settled >= certified {
+            return Ok(());
+        }
         let from = foundation.as_ref().map_or(self.first, |of| of.certified);
         let mut bytes = match foundation {
             Some(foundation) => {
@@ -349,12 +352,23 @@ impl Store {
             }
             None => whole[..self.prelude as usize].to_vec(),
         };
-        for (offset, len) in (from..settled).filter_map(place) {
-            let offset = offset as usize;
+        let mut copy = |offset: usize, len: usize| {
             bytes.extend(&whole[offset - ENTRY_HEADER_LEN..offset + len]);
+        };
+        let skipped = from.saturating_sub(self.first) as usize;
+        for &(offset, len) in self.index.iter().skip(skipped) {
+            copy(offset as usize, len);
         }
-        bytes.extend(&whole[tail as usize..]);
+        // Wherever they stand: a larger certificate writes later heights anew behind them.
         let start = self.header_len();
+        let Parsed { entries, .. } =
+            parse(&whole, start).map_err(|(offset, problem)| self.damaged(offset, problem))?;
+        for (Logged { offset, entry }, len) in &entries {
+            let (Entry::Own { height, .. } | Entry::Acked { height, .. }) = entry else { continue };
+            if *height >= settled {
+                copy(*offset as usize + ENTRY_HEADER_LEN, *len);
+            }
+        }
         let Parsed { entries, .. } =
             parse(&bytes, start).map_err(|(offset, problem)| self.damaged(offset, problem))?;
         self.replace(bytes)?;
@@ -389,20 +403,21 @@ impl Store {
             Place::Memory(held) => *held = bytes,
             Place::Disk { file, path } => {
                 let io = |source| StoreError::Io { action: "rewrite", path: path.clone(), source };
-                let next = path.with_extension("log.next");
+                let next = path.with_extension(NEXT);
                 let written = || {
-                    let mut file = OpenOptions::new()
-                        .read(true)
-                        .write(true)
-                        .create(true)
-                        .truncate(true)
-                        .open(&next)?;
+                    let mut options = OpenOptions::new();
+                    let mut file =
+                        options.read(true).write(true).create(true).truncate(true).open(&next)?;
                     file.write_all(&bytes)?;
                     file.sync_all()?;
                     std::fs::rename(&next, &path)?;
                     Ok(file)
                 };
-                *file = written().map_err(io)?;
+                let written = written().inspect_err(|_| {
+                    // It may hold the room that the log needs to go on.
+                    let _ = std::fs::remove_file(&next);
+                });
+                *file = written.map_err(io)?;
                 // The name is on disk once the folder is; until then the old log is, whole.
                 if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
                     let _ = folder.sync_all();
@@ -657,7 +672,8 @@ mod tests {
         let of = |wanted: fn(&Entry) -> bool| entries.iter().filter(|l| wanted(&l.entry)).count();
         assert_eq!(of(|entry| matches!(entry, Entry::Founded(_))), 1);
         assert_eq!(of(|entry| matches!(entry, Entry::Certified(_))), 21);
-        assert_eq!(of(|entry| matches!(entry, Entry::Own { .. })), 10);
+        // Those of heights 10 to 20, and none twice.
+        assert_eq!(of(|entry| matches!(entry, Entry::Own { .. })), 11);
         assert_eq!(heights(&mut store).len(), 21);
         assert!(!directory.path().join("ledger.log.next").exists());
     }

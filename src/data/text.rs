@@ -132,7 +132,11 @@ pub fn format_of(path: &Path) -> Result<TextFormat, String> {
 pub fn parse(bytes: &[u8], format: TextFormat, columns: &Columns) -> Result<Raw, TextError> {
     #[cfg(feature = "parquet")]
     if format == TextFormat::Parquet {
-        return finish(table(super::parquet::rows(bytes).map_err(TextError::Parquet)?, columns)?);
+        return finish(table(
+            super::parquet::rows(bytes).map_err(TextError::Parquet)?,
+            columns,
+            true,
+        )?);
     }
     let text = super::text(bytes).map_err(TextError::Encoding)?;
     finish(match format {
@@ -145,9 +149,9 @@ pub fn parse(bytes: &[u8], format: TextFormat, columns: &Columns) -> Result<Raw,
             let rows = lines.map(|(line, number)| {
                 (number, line.split('\t').map(|cell| cell.trim().to_owned()).collect())
             });
-            table(rows.collect(), columns)?
+            table(rows.collect(), columns, false)?
         }
-        TextFormat::Csv => table(quoted(text)?, columns)?,
+        TextFormat::Csv => table(quoted(text)?, columns, false)?,
     })
 }
 
@@ -217,8 +221,12 @@ fn quoted(text: &str) -> Result<Rows, TextError> {
     Ok(rows)
 }
 
-/// Texts and labels of a table.
-fn table(rows: Rows, columns: &Columns) -> Result<(Vec<String>, Vec<String>), TextError> {
+/// Texts and labels of a table; whether its first row is a header is seen, unless it `has_header` for sure.
+fn table(
+    rows: Rows,
+    columns: &Columns,
+    has_header: bool,
+) -> Result<(Vec<String>, Vec<String>), TextError> {
     let (_, header) = rows.first().ok_or(TextError::Empty)?;
     let expected = header.len();
     let named = |names: &[&str]| {
@@ -236,13 +244,14 @@ fn table(rows: Rows, columns: &Columns) -> Result<(Vec<String>, Vec<String>), Te
     };
     let text = position(&columns.text, &TEXT_NAMES, "--text-column")?;
     let label = position(&columns.label, &LABEL_NAMES, "--label-column")?;
-    let is_header = [text, label].into_iter().flatten().any(|at| {
-        let cell = header[at].to_ascii_lowercase();
-        let asked = [&columns.text, &columns.label];
-        TEXT_NAMES.contains(&cell.as_str())
-            || LABEL_NAMES.contains(&cell.as_str())
-            || asked.into_iter().flatten().any(|asked| *asked == header[at])
-    });
+    let is_header = has_header
+        || [text, label].into_iter().flatten().any(|at| {
+            let cell = header[at].to_ascii_lowercase();
+            let asked = [&columns.text, &columns.label];
+            TEXT_NAMES.contains(&cell.as_str())
+                || LABEL_NAMES.contains(&cell.as_str())
+                || asked.into_iter().flatten().any(|asked| *asked == header[at])
+        });
     let absent = |names: &[&str], flag| TextError::Column {
         asked: names.join("|"),
         found: header.iter().map(|cell| excerpt(cell)).collect(),

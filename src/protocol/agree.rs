@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::acks::ToldAcks;
 use super::{ACK_LAG, DEEP, Entry, Event, OPEN, Offence, Output, Protocol};
 use crate::height::{
-    Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Control, ControlKey, RecordSet,
+    Ack, CONTROLS_MAX, CertifiedHeight, CertifiedSegment, Checked, Control, ControlKey, RecordSet,
 };
 use crate::id::{Height, NodeId, Origin};
 use crate::keys::Signature;
@@ -458,19 +458,16 @@ impl Protocol {
         let replaces = held.is_some();
         let Some(params) = self.params(height) else { return Ok(()) };
         let quorum = self.manifest.quorum(params.roster_len);
-        let (ledger, controls, set) = certified
+        let Checked { ledger, controls, set, acks } = certified
             .check(&self.run, self.scheme, &self.roster, quorum, params.limits)
             .map_err(|error| Offence::FalseHistory(error.to_string()))?;
         if controls.values().any(|c| !c.is_valid_join(&self.run, Height(height), self.scheme)) {
             return Err(Offence::FalseHistory(format!("height {height} has a forged control")));
         }
-        let acks = certified.acks.iter().map(|&(origin, seal)| {
-            (Origin(origin), Ack { weight: set.weight(), digest: set.digest, seal })
-        });
         let state = self.heights.get_mut(&height).expect("looked up above");
         keep_signatures(&mut state.ledger, ledger);
         state.controls = controls;
-        state.acks.replace(acks.collect());
+        state.acks.replace(acks.into_iter().collect());
         state.current = None;
         self.reconsider();
         self.go_on_recalling();

@@ -9,7 +9,7 @@ use bincode::{Decode, Encode};
 
 use super::{DEEP, HeightState, Offence, Protocol, SPARE, Summary};
 use crate::audit::{Sample, WINDOW};
-use crate::height::{Ack, CertifiedHeight, ChainDigest};
+use crate::height::{CertifiedHeight, ChainDigest, Checked};
 use crate::id::{Height, NodeId, Origin};
 use crate::message::StartVote;
 use crate::roster::Roster;
@@ -155,16 +155,13 @@ impl Protocol {
             let params =
                 params.ok_or_else(|| refused("what its heights follow from is missing"))?;
             let quorum = self.manifest.quorum(params.roster_len);
-            let (ledger, controls, set) = certified
+            let Checked { ledger, controls, set, acks } = certified
                 .check(&self.run, self.scheme, &self.roster, quorum, params.limits)
                 .map_err(|error| refused(&error.to_string()))?;
-            let acks = certified.acks.iter().map(|&(origin, seal)| {
-                (Origin(origin), Ack { weight: set.weight(), digest: set.digest, seal })
-            });
             let mut state = HeightState::new(params.roster_len);
             state.ledger = ledger;
             state.controls = controls;
-            state.acks.replace(acks.collect());
+            state.acks.replace(acks.into_iter().collect());
             state.certified = Some(set);
             self.heights.insert(height, state);
             for round in self.first_round(height)..self.first_round(height + 1) {

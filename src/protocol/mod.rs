@@ -683,9 +683,10 @@ impl Protocol {
 
     /// Compares the chains when the awaited height is reached.
     fn meet_model(&mut self) {
-        if let Some((height, chain)) = self.awaited.filter(|(height, _)| *height == self.certified)
+        // Later only where the log begins behind it.
+        if let Some((height, chain)) = self.awaited.filter(|(height, _)| *height <= self.certified)
         {
-            self.awaited_fits = Some(self.chains[&height] == chain);
+            self.awaited_fits = Some(self.chains.get(&height) == Some(&chain));
             self.awaited = None;
         }
     }
