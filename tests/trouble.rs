@@ -424,7 +424,7 @@ fn a_ledger_of_another_format_is_refused_with_both_numbers() {
     fs::write(&path, &bytes).unwrap();
     refused(&solo(&run_file, &directory), &["ledger.log", "format 00", "reads format 02"]);
     // A header cut short, and of another run.
-    bytes[14..16].copy_from_slice(b"01");
+    bytes[14..16].copy_from_slice(b"02");
     bytes[20] ^= 1;
     fs::write(&path, &bytes[..30]).unwrap();
     refused(&solo(&run_file, &directory), &["ledger.log", "not a ledger log"]);
