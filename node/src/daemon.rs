@@ -693,7 +693,7 @@ impl Daemon {
         };
         let choice = catch_up.choose(self.model_source, later.len(), self.layout.dim());
         let estimates = format!(
-            "{} directions to replay, about {:.1} s; the checkpoint after {} heights has {} bytes,              about {:.1} s",
+            "{} directions to replay, about {:.1} s; the checkpoint after {} heights has {} bytes, about {:.1} s",
             choice.directions,
             choice.replay_s,
             at.0,
