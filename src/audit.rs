@@ -42,6 +42,10 @@ const KEPT_MIN: u32 = 8;
 /// (`ARCHITECTURE.md`, "Audits").
 pub const THRESHOLD: f64 = 0.45;
 
+/// Above it over all heights that are looked back on, an origin is not excluded for the newest. A liar that was
+/// honest before comes below it in about six heights, as many as the newest need.
+const CLEARED: f64 = 0.6;
+
 /// Values are clipped at so many standard deviations of the height's scale, so that a few large honest
 /// values do not hide many small lies.
 const CLIP: f64 = 3.0;
@@ -199,7 +203,8 @@ impl Score {
 
 /// The score of `origin`: the lower one of two, from the newest heights that together have enough and
 /// from all heights that are looked back on. The first finds out who begins to lie, the second who lies
-/// at random and was lucky in few repetitions. Enough are `2·faulty + 1` auditors, [`SAMPLES_MIN`]
+/// at random and was lucky in few repetitions; and where the second is above [`CLEARED`], a low first one is
+/// chance in few repetitions, and does not count. Enough are `2·faulty + 1` auditors, [`SAMPLES_MIN`]
 /// repetitions, and [`KEPT_MIN`] of them without the extreme auditors, all that without any one of the
 /// heights: of the scores that leave out one height the best counts. A larger certificate may deal the
 /// slots of a height anew after honest nodes have measured them, so that their bytes there fit nothing.
@@ -232,8 +237,9 @@ pub fn score<'a>(
         seen.push(of_height);
         newest = newest.or_else(|| without_one(&seen));
     }
-    let both = newest.into_iter().chain(without_one(&seen));
-    both.min_by(|a, b| a.correlation.total_cmp(&b.correlation))
+    let (newest, all) = (newest?, without_one(&seen)?);
+    let is_dip = newest.convicts() && all.correlation >= CLEARED;
+    Some(if is_dip || all.correlation < newest.correlation { all } else { newest })
 }
 
 /// The correlation over all auditors but the `faulty` lowest and highest, if there are enough.
@@ -349,11 +355,20 @@ mod tests {
         assert_eq!(score(Origin(0), [&some[..]; 5].into_iter(), 1, |_| true), None);
         let few = [sample(1, &[(1.0, -1.0); 17])];
         assert_eq!(score(Origin(0), [&few[..]; 2].into_iter(), 0, |_| true), None);
-        // Older heights are looked at only as far as needed.
-        let old = [sample(1, &[(1.0, 1.0); 300])];
-        let heights = [&few[..], &few[..], &few[..], &old[..]];
-        let score = score(Origin(0), heights.into_iter(), 0, |_| true);
-        assert_eq!(score.map(|score| score.samples), Some(34));
+    }
+
+    #[test]
+    fn who_begins_to_lie_is_convicted_by_the_newest_heights_unless_all_others_clear() {
+        let (lies, truth) = ([(1.0, -1.0); 17], [(1.0, 1.0); 17]);
+        let (lies, truth) = ([sample(1, &lies)], [sample(1, &truth)]);
+        let after = |heights: usize| {
+            let new = std::iter::repeat_n(&lies[..], heights);
+            let old = std::iter::repeat_n(&truth[..], 16 - heights);
+            score(Origin(0), new.chain(old), 0, |_| true).unwrap()
+        };
+        assert!((0..=3).all(|heights| !after(heights).convicts()), "chance in a few heights");
+        let begun = after(5);
+        assert_eq!((begun.convicts(), begun.samples), (true, 34), "the newest that are enough");
     }
 
     #[test]
