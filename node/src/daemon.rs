@@ -651,7 +651,7 @@ impl Daemon {
     fn fall_behind(&mut self, from: NodeId, heights: &[CertifiedHeight]) {
         let certified = self.protocol.certified();
         let claimed = self.behind.filter(|(by, _)| *by == from).map_or(0, |(_, target)| target);
-        let brought = heights.last().map_or(0, |height| height.height + 1);
+        let brought = heights.last().map_or(0, |height| height.height.saturating_add(1));
         let target = claimed.max(brought);
         if let Some(catch_up) = &mut self.catch_up {
             return catch_up.aim(target);
@@ -846,7 +846,8 @@ impl Daemon {
             return;
         }
         self.compacted_then = certified;
-        let done = match self.retain_heights.div_ceil(MODEL_EVERY) * MODEL_EVERY {
+        let every = self.retain_heights.checked_next_multiple_of(MODEL_EVERY);
+        let done = match every.unwrap_or(u64::MAX) {
             0 if self.store.has_grown() => self.store.compact(settled, None).map_err(Into::into),
             0 => Ok(()),
             every if settled % every == 0 && settled > self.store.first() => {
@@ -1373,6 +1374,7 @@ impl Daemon {
                 debug!(%peer, %reason, "disconnected");
                 if let Some(node) = node_of(peer) {
                     self.links.remove(&node);
+                    self.short_histories.remove(&node);
                     self.feed(Input::Disconnected(node))?;
                 }
                 if matches!(reason, DownReason::Finished) {
