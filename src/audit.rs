@@ -170,6 +170,11 @@ impl Sample {
         }
     }
 
+    /// Whether its repetitions can be those of a height: sums of them stay within their range.
+    pub(crate) fn is_plausible(&self) -> bool {
+        self.count <= u32::from(u16::MAX)
+    }
+
     fn join(&mut self, other: &Sample) {
         self.product += other.product;
         self.record += other.record;

@@ -139,11 +139,15 @@ impl Protocol {
         for Past { height, active, exponent_next, audits } in foundation.past {
             let in_order = active.windows(2).all(|pair| pair[0] < pair[1]);
             let scaled = (-60..=60).contains(&exponent_next);
+            let counted = audits.iter().all(Sample::is_plausible);
             if !in_order
                 || !scaled
+                || !counted
                 || active.last().is_some_and(|&at| usize::from(at) >= roster_len)
             {
-                return Err(refused("a height's members are out of order, or its scale is"));
+                return Err(refused(
+                    "a height's members are out of order, or its scale or audits are",
+                ));
             }
             let active = active.into_iter().map(Origin).collect();
             self.summaries.insert(height, Summary { active, exponent_next, audits });
