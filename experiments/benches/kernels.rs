@@ -167,7 +167,7 @@ fn parameters(dim: usize) {
     group(&format!("{dim} parameters"), "parameter", kernels);
 }
 
-#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+bmi2", "aarch64+neon"))]
 fn scale(values: &mut [f32], factor: f32) {
     values.iter_mut().for_each(|value| *value *= factor);
 }
@@ -181,7 +181,7 @@ fn add_signs(values: &mut [f32], direction: &Direction, amount: f32) {
     }
 }
 
-#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+bmi2", "aarch64+neon"))]
 fn add_blocks(values: &mut [f32], signs: &[[u32; 16]; 16], amount: f32) {
     for (values, words) in values.as_chunks_mut::<512>().0.iter_mut().zip(signs) {
         let mut words = *words;

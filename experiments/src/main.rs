@@ -47,9 +47,9 @@ enum Command {
     },
     /// Simulate a network described by a scenario file; exit 1 if a seed does not end as it should.
     Sim(sim::SimArgs),
-    /// Draw the figures of a trace again.
+    /// Draw the figures of a trace, or of a soak.
     Plot {
-        /// A trace.csv of `sim`.
+        /// A trace.csv of `sim`, or the CSV of a soak.
         trace: PathBuf,
         /// The folder for the figures; made when missing.
         #[arg(long, value_name = "FOLDER")]

@@ -4,6 +4,10 @@
 //! words, shifted up by one from row to row. The shift is carried from row to row on purpose: written as
 //! `word << row` the loop over rows vectorizes instead, with gathers, ten times slower. All paths
 //! use the same integer or singly rounded operations and give the same bits.
+//!
+//! AVX-512 is for one or two directions alone, which wait for memory: there it is a fifth faster. With four
+//! or more it was measured up to four times *slower* than AVX2 (`experiments/results/2026-11-25-replay`), so those and
+//! all others are compiled for AVX2 at most.
 
 use multiversion::multiversion;
 
@@ -16,13 +20,13 @@ pub(super) const SUPERBLOCK: usize = 16;
 const ROW: usize = 16;
 
 /// Adds `amount · sign` of one direction to a superblock, or its beginning.
-#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+bmi2", "aarch64+neon"))]
 pub(super) fn add_one(values: &mut [i32], signs: &[[SignBlock; SUPERBLOCK]], amounts: &[i32; 8]) {
     add::<1>(values, signs.first_chunk().expect("one direction"), amounts);
 }
 
 /// Adds `amount · sign` of two directions.
-#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+bmi2", "aarch64+neon"))]
 pub(super) fn add_two(values: &mut [i32], signs: &[[SignBlock; SUPERBLOCK]], amounts: &[i32; 8]) {
     add::<2>(values, signs.first_chunk().expect("two directions"), amounts);
 }

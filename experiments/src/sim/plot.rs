@@ -1,7 +1,7 @@
-//! Figures of a trace, drawn from the CSV alone: loss and accuracy against model time, work and
-//! bytes, and the distance from consensus.
+//! Figures drawn from a CSV alone: of a trace, loss and accuracy against model time, work and bytes,
+//! and the distance from consensus; of a soak, memory, open files and ledger against time.
 //!
-//! A line a seed is thin; the thick one is their mean, as far as all seeds go.
+//! A line a seed, or a node, is thin; the thick one is their mean, as far as all go.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,26 +20,31 @@ const HEAD: u32 = 64;
 const BLUE_LINE: RGBColor = RGBColor(31, 98, 168);
 const ORANGE_LINE: RGBColor = RGBColor(214, 104, 24);
 
-/// Rows of a trace by seed: time, work, bytes and the measured columns, `NaN` where a cell is empty.
+/// What a soak writes down of each node.
+const SOAK: &str = "seconds,node,rss_kib,open_files,threads,ledger_bytes,round,certified";
+
+/// Rows of a CSV by seed or node, `NaN` where a cell is empty.
 struct Trace {
-    /// `probes` or `gradients`.
-    work: String,
     columns: Vec<String>,
-    seeds: BTreeMap<u64, Vec<Vec<f64>>>,
+    lines: BTreeMap<u64, Vec<Vec<f64>>>,
+    /// What has a line each.
+    each: &'static str,
 }
 
 impl Trace {
     fn parse(csv: &str) -> Result<Trace> {
         let mut lines = csv.lines();
-        let header = lines.next().context("the trace is empty")?;
+        let header = lines.next().context("the file is empty")?;
         let columns: Vec<String> = header.split(',').map(str::to_owned).collect();
+        let is_trace = columns.len() == super::trace::COLUMNS.len() + 1
+            && columns[0] == "seed"
+            && columns[1] == "time_s";
+        let (key, each) = if header == SOAK { (1, "nodes") } else { (0, "seeds") };
         ensure!(
-            columns.len() == super::trace::COLUMNS.len() + 1
-                && columns[0] == "seed"
-                && columns[1] == "time_s",
-            "line 1 is not the header of a trace: {header:?}"
+            is_trace || header == SOAK,
+            "line 1 is neither the header of a trace nor that of a soak: {header:?}"
         );
-        let mut seeds: BTreeMap<u64, Vec<Vec<f64>>> = BTreeMap::new();
+        let mut by_key: BTreeMap<u64, Vec<Vec<f64>>> = BTreeMap::new();
         for (number, line) in (2..).zip(lines) {
             let cells: Vec<&str> = line.split(',').collect();
             ensure!(
@@ -48,28 +53,28 @@ impl Trace {
                 cells.len(),
                 columns.len()
             );
-            let seed = cells[0]
+            let of = cells[key]
                 .parse()
-                .map_err(|_| anyhow!("line {number}: {:?} is no seed", cells[0]))?;
+                .map_err(|_| anyhow!("line {number}: {:?} is no {}", cells[key], columns[key]))?;
             let row = cells.iter().map(|cell| match cell.parse::<f64>() {
                 Ok(value) => Ok(value),
                 Err(_) if cell.is_empty() => Ok(f64::NAN),
                 Err(_) => bail!("line {number}: {cell:?} is no number"),
             });
-            seeds.entry(seed).or_default().push(row.collect::<Result<_>>()?);
+            by_key.entry(of).or_default().push(row.collect::<Result<_>>()?);
         }
-        ensure!(!seeds.is_empty(), "the trace has no rows");
-        Ok(Trace { work: columns[2].clone(), columns, seeds })
+        ensure!(!by_key.is_empty(), "there are no rows");
+        Ok(Trace { columns, lines: by_key, each })
     }
 
     fn column(&self, name: &str) -> usize {
         self.columns.iter().position(|column| column == name).unwrap_or(0)
     }
 
-    /// A line for each seed.
+    /// A line for each seed or node.
     fn lines(&self, x: usize, y: usize) -> Vec<Vec<(f64, f64)>> {
         let line = |rows: &Vec<Vec<f64>>| rows.iter().map(|row| (row[x], row[y])).collect();
-        self.seeds.values().map(line).collect()
+        self.lines.values().map(line).collect()
     }
 }
 
@@ -90,66 +95,75 @@ struct Series {
     color: RGBColor,
 }
 
-/// The SVG files of a trace: name and text.
+/// A panel: its columns and what its axes are called.
+struct Panel<'a> {
+    x: (&'a str, &'a str),
+    y: &'a str,
+    series: &'a [Series],
+}
+
+/// The SVG files of a trace or a soak: name and text.
 ///
 /// # Errors
-/// If the text is no trace.
+/// If the text is neither.
 pub fn figures(csv: &str) -> Result<Vec<(&'static str, String)>> {
     let trace = Trace::parse(csv)?;
-    let work = format!("{}, all nodes", trace.work);
-    let axes = [
-        ("time_s", "model time (s)"),
-        (&*trace.work, &*work),
-        ("bytes", "sent, all nodes (bytes)"),
-    ];
-    let figure = |title: &str, y: &str, axes: &[(&str, &str)], log: bool, series: &[Series]| {
+    let figure = |title: &str, log: bool, panels: &[Panel<'_>]| {
         let mut svg = String::new();
-        let size = (PANEL.0 * axes.len() as u32, PANEL.1 + HEAD);
+        let size = (PANEL.0 * panels.len() as u32, PANEL.1 + HEAD);
         let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        let drawn = draw(&root, &trace, title, y, axes, log, series);
+        let drawn = draw(&root, &trace, title, log, panels);
         drawn.map_err(|error| anyhow!("{title}: {error}"))?;
         root.present().map_err(|error| anyhow!("{title}: {error}"))?;
         drop(root);
         Ok::<_, anyhow::Error>(svg)
     };
+    if trace.each == "nodes" {
+        let one = |column| [Series { name: "mean of nodes", column, color: BLUE_LINE }];
+        let [memory, files, ledger] = ["rss_kib", "open_files", "ledger_bytes"].map(one);
+        let panel = |y, series| Panel { x: ("seconds", "time (s)"), y, series };
+        let panels = [
+            panel("resident memory (KiB)", &memory[..]),
+            panel("open files", &files),
+            panel("ledger (bytes)", &ledger),
+        ];
+        return Ok(vec![("soak.svg", figure("What a running node holds", false, &panels)?)]);
+    }
+    // `probes` or `gradients`.
+    let work = &*trace.columns[2];
+    let all_nodes = format!("{work}, all nodes");
+    let axes =
+        [("time_s", "model time (s)"), (work, &*all_nodes), ("bytes", "sent, all nodes (bytes)")];
     let pair = |mean: &'static str, worst: &'static str| {
         [
             Series { name: "mean of nodes", column: mean, color: BLUE_LINE },
             Series { name: "worst node", column: worst, color: ORANGE_LINE },
         ]
     };
+    let (accuracy, loss) = (pair("accuracy", "accuracy_min"), pair("loss", "loss_max"));
     let distance =
         [Series { name: "largest distance of a node", column: "consensus", color: BLUE_LINE }];
+    let (y, x) = ("distance from the mean", axes[0]);
     Ok(vec![
         (
             "accuracy.svg",
             figure(
                 "Accuracy on held-out rows",
-                "accuracy",
-                &axes,
                 false,
-                &pair("accuracy", "accuracy_min"),
+                &axes.map(|x| Panel { x, y: "accuracy", series: &accuracy }),
             )?,
         ),
         (
             "loss.svg",
             figure(
                 "Loss on held-out rows",
-                "loss (nats)",
-                &axes,
                 false,
-                &pair("loss", "loss_max"),
+                &axes.map(|x| Panel { x, y: "loss (nats)", series: &loss }),
             )?,
         ),
         (
             "consensus.svg",
-            figure(
-                "Distance from consensus",
-                "distance from the mean",
-                &axes[..1],
-                true,
-                &distance,
-            )?,
+            figure("Distance from consensus", true, &[Panel { x, y, series: &distance }])?,
         ),
     ])
 }
@@ -160,36 +174,38 @@ fn draw(
     root: &DrawingArea<SVGBackend<'_>, Shift>,
     trace: &Trace,
     title: &str,
-    y_title: &str,
-    axes: &[(&str, &str)],
     log: bool,
-    series: &[Series],
+    panels: &[Panel<'_>],
 ) -> Drawn {
     root.fill(&WHITE)?;
-    let (head, panels) = root.split_vertically(HEAD);
+    let (head, areas) = root.split_vertically(HEAD);
     head.draw(&Text::new(title.to_owned(), (16, 10), ("sans-serif", 19).into_font()))?;
-    legend(&head, trace.seeds.len(), series)?;
-    let panels = panels.split_evenly((1, axes.len()));
-    for (panel, &(column, x_title)) in panels.iter().zip(axes) {
+    legend(&head, (trace.lines.len(), trace.each), panels[0].series)?;
+    let areas = areas.split_evenly((1, panels.len()));
+    for (area, &Panel { x, y, series }) in areas.iter().zip(panels) {
         let lines: Vec<Vec<Vec<(f64, f64)>>> = series
             .iter()
-            .map(|series| trace.lines(trace.column(column), trace.column(series.column)))
+            .map(|series| trace.lines(trace.column(x.0), trace.column(series.column)))
             .collect();
-        draw_panel(panel, x_title, y_title, log, series, &lines)?;
+        draw_panel(area, x.1, y, log, series, &lines)?;
     }
     Ok(())
 }
 
-fn legend<'a>(head: &DrawingArea<SVGBackend<'a>, Shift>, seeds: usize, series: &[Series]) -> Drawn {
+fn legend(
+    head: &DrawingArea<SVGBackend<'_>, Shift>,
+    (count, each): (usize, &str),
+    series: &[Series],
+) -> Drawn {
     let mut left = 16;
     for Series { name, color, .. } in series {
         head.draw(&PathElement::new(vec![(left, 46), (left + 24, 46)], color.stroke_width(3)))?;
         head.draw(&Text::new(*name, (left + 30, 39), ("sans-serif", 14).into_font()))?;
         left += 44 + 8 * name.len() as i32;
     }
-    let note = match seeds {
+    let note = match count {
         1 => return Ok(()),
-        seeds => format!("{seeds} seeds: thin; thick: their mean"),
+        count => format!("{count} {each}: thin; thick: their mean"),
     };
     head.draw(&Text::new(note, (left, 39), ("sans-serif", 14).into_font().color(&BLACK.mix(0.6))))?;
     Ok(())
@@ -337,6 +353,16 @@ mod tests {
         assert!(error(header).contains("no rows"));
         assert!(error(&format!("{header}\n1,2\n")).contains("line 2"));
         assert!(error(&format!("{header}\n1,x,3,4,5,6,7,8,9,10,11\n")).contains("line 2"));
+    }
+
+    #[test]
+    fn a_soak_is_drawn_with_a_line_a_node() {
+        let csv = format!("{SOAK}\n0,0,900,7,5,10,1,0\n0,1,950,8,5,10,1,0\n5,0,990,7,5,20,,\n");
+        let figures = figures(&csv).unwrap();
+        let [("soak.svg", svg)] = &figures[..] else { panic!("one figure") };
+        for text in ["resident memory (KiB)", "open files", "ledger (bytes)", "2 nodes: thin"] {
+            assert!(svg.contains(text), "{text}");
+        }
     }
 
     #[test]
