@@ -8,11 +8,13 @@
 //! direction near 0.1: ten repetitions tell a liar from an honest node whatever the lie, where rules
 //! that compare origins are blind.
 //!
-//! An origin's *score* is a correlation over the last heights that have enough of it: of the auditors'
-//! own correlations the `f` highest and `f` lowest are left out, so that `f` auditors that lie, or copy
+//! Auditors lie, too. Whom most auditors, each on its own, find honest, is measured by all of them, and an
+//! auditor whose repetitions of what all those did do not fit is not heard ([`Panel`]). An origin's *score* is a
+//! correlation over the last heights that have enough of it: of the auditors' own correlations the `f`
+//! highest and `f` lowest are left out, so that `f` auditors that lie about one origin alone, or copy
 //! what they should repeat, cannot move the rest beyond what honest ones found. A score below
-//! [`THRESHOLD`], whichever height is left out, excludes the origin. Everything is a function of certified records: the verdict is the same
-//! everywhere.
+//! [`THRESHOLD`], whichever height is left out, excludes the origin. Everything is a function of certified
+//! records: the verdict is the same everywhere.
 
 use crate::height::SetDigest;
 use crate::id::{Height, NodeId, Origin, RunId};
@@ -45,6 +47,13 @@ pub const THRESHOLD: f64 = 0.45;
 /// Above it over all heights that are looked back on, an origin is not excluded for the newest. A liar that was
 /// honest before comes below it in about six heights, as many as the newest need.
 const CLEARED: f64 = 0.6;
+
+/// An auditor is not heard whose repetitions of those whom most find honest correlate less: honest ones
+/// reach 0.8, who reports the opposite −0.8, who reports anything 0.
+const BELIEVED: f64 = 0.3;
+
+/// Repetitions of an auditor that it takes to find that out.
+const BELIEF_MIN: u32 = 8;
 
 /// Values are clipped at so many standard deviations of the height's scale, so that a few large honest
 /// values do not hide many small lies.
@@ -206,45 +215,110 @@ impl Score {
     }
 }
 
-/// The score of `origin`: the lower one of two, from the newest heights that together have enough and
-/// from all heights that are looked back on. The first finds out who begins to lie, the second who lies
-/// at random and was lucky in few repetitions; and where the second is above [`CLEARED`], a low first one is
-/// chance in few repetitions, and does not count. Enough are `2·faulty + 1` auditors, [`SAMPLES_MIN`]
-/// repetitions, and [`KEPT_MIN`] of them without the extreme auditors, all that without any one of the
-/// heights: of the scores that leave out one height the best counts. A larger certificate may deal the
-/// slots of a height anew after honest nodes have measured them, so that their bytes there fit nothing.
-/// `None` when there is not so much. `heights` are the samples of heights from the newest to the oldest,
-/// in each those of an origin together, by origin; auditors that do not `count` are left out.
-pub fn score<'a>(
-    origin: Origin,
-    heights: impl Iterator<Item = &'a [Sample]>,
+/// Who is heard, and what was found, in the heights that are looked back on.
+///
+/// A majority of honest auditors is enough to find out which auditors lie about many: an origin whose
+/// records fit the repetitions of most of its auditors is *found honest*, by a median that less than
+/// half of them cannot move beyond what honest ones found; and who reports of those, taken together, that they lie is
+/// itself the liar. Those who are not heard are no longer among the `faulty` whose findings are left out
+/// on either side of a score.
+pub struct Panel<'a> {
+    /// From the newest height to the oldest; in each those of an origin together, by origin.
+    heights: Vec<&'a [Sample]>,
+    /// Auditors that are not heard, in order.
+    unheard: Vec<Origin>,
+    /// Auditors that may lie and are heard nevertheless.
     faulty: usize,
-    counts: impl Fn(Origin) -> bool,
-) -> Option<Score> {
-    let mut seen: Vec<Vec<&Sample>> = Vec::new();
-    let without_one = |seen: &[Vec<&Sample>]| {
-        let without = |left_out: usize| {
-            let rest = seen.iter().enumerate().filter(|(at, _)| *at != left_out);
-            pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), faulty)
-        };
-        let scores: Option<Vec<Score>> = (0..seen.len()).map(without).collect();
-        scores?.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))
-    };
-    let mut newest = None;
-    for height in heights {
-        let from = height.partition_point(|sample| sample.origin < origin);
-        let of_origin = height[from..].iter().take_while(|sample| sample.origin == origin);
-        let heard = |sample: &&Sample| sample.count > 0 && counts(sample.auditor);
-        let of_height: Vec<&Sample> = of_origin.filter(heard).collect();
-        if of_height.is_empty() {
-            continue;
+}
+
+impl<'a> Panel<'a> {
+    /// From the samples of heights, from the newest to the oldest, in each those of an origin together, by
+    /// origin. Auditors that do not `count` are left out; of the others `faulty` may lie.
+    pub fn new(
+        heights: impl Iterator<Item = &'a [Sample]>,
+        faulty: usize,
+        counts: impl Fn(Origin) -> bool,
+    ) -> Panel<'a> {
+        let heights: Vec<&[Sample]> = heights.collect();
+        // Of every pair of an auditor and an origin, over all heights; by origin.
+        let mut pairs: Vec<Sample> = Vec::new();
+        let mut samples: Vec<&Sample> = heights.iter().flat_map(|height| height.iter()).collect();
+        samples.retain(|sample| sample.count > 0);
+        // Stable: sums of floating-point numbers depend on their order.
+        samples.sort_by_key(|sample| (sample.origin, sample.auditor));
+        for sample in samples {
+            match pairs.last_mut() {
+                Some(pair) if (pair.origin, pair.auditor) == (sample.origin, sample.auditor) => {
+                    pair.join(sample);
+                }
+                _ => pairs.push(*sample),
+            }
         }
-        seen.push(of_height);
-        newest = newest.or_else(|| without_one(&seen));
+        let mut unheard: Vec<Origin> = pairs.iter().map(|pair| pair.auditor).collect();
+        unheard.sort_unstable();
+        unheard.dedup();
+        unheard.retain(|&auditor| !counts(auditor));
+        pairs.retain(|pair| unheard.binary_search(&pair.auditor).is_err());
+        let mut of_honest: Vec<Sample> = Vec::new();
+        for of_origin in pairs.chunk_by(|a, b| a.origin == b.origin) {
+            let mut found: Vec<f64> = of_origin.iter().map(Sample::correlation).collect();
+            found.sort_by(f64::total_cmp);
+            if found[(found.len() - 1) / 2] >= CLEARED {
+                of_honest.extend(of_origin);
+            }
+        }
+        of_honest.sort_by_key(|pair| (pair.auditor, pair.origin));
+        let disbelieved: Vec<Origin> = of_honest
+            .chunk_by(|a, b| a.auditor == b.auditor)
+            .filter_map(|of_auditor| {
+                let auditor = of_auditor[0].auditor;
+                let mut all = Sample::new(auditor, auditor);
+                of_auditor.iter().for_each(|pair| all.join(pair));
+                (all.count >= BELIEF_MIN && all.correlation() < BELIEVED).then_some(auditor)
+            })
+            .collect();
+        let faulty = faulty.saturating_sub(disbelieved.len());
+        unheard.extend(disbelieved);
+        unheard.sort_unstable();
+        Panel { heights, unheard, faulty }
     }
-    let (newest, all) = (newest?, without_one(&seen)?);
-    let is_dip = newest.convicts() && all.correlation >= CLEARED;
-    Some(if is_dip || all.correlation < newest.correlation { all } else { newest })
+
+    /// The score of `origin`: the lower one of two, from the newest heights that together have enough and
+    /// from all heights that are looked back on. The first finds out who begins to lie, the second who lies
+    /// at random and was lucky in few repetitions; and where the second is above [`CLEARED`], a low first
+    /// one is chance in few repetitions, and does not count. Enough are `2·faulty + 1` auditors,
+    /// [`SAMPLES_MIN`] repetitions, and [`KEPT_MIN`] of them without the extreme auditors, all that without any
+    /// one of the heights: of the scores that leave out one height the best counts. A larger certificate
+    /// may deal the slots of a height anew after honest nodes have measured them, so that their bytes
+    /// there fit nothing. `None` when there is not so much.
+    pub fn score(&self, origin: Origin) -> Option<Score> {
+        let mut seen: Vec<Vec<&Sample>> = Vec::new();
+        let without_one = |seen: &[Vec<&Sample>]| {
+            let without = |left_out: usize| {
+                let rest = seen.iter().enumerate().filter(|(at, _)| *at != left_out);
+                pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), self.faulty)
+            };
+            let scores: Option<Vec<Score>> = (0..seen.len()).map(without).collect();
+            scores?.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))
+        };
+        let mut newest = None;
+        for height in &self.heights {
+            let from = height.partition_point(|sample| sample.origin < origin);
+            let of_origin = height[from..].iter().take_while(|sample| sample.origin == origin);
+            let heard = |sample: &&Sample| {
+                sample.count > 0 && self.unheard.binary_search(&sample.auditor).is_err()
+            };
+            let of_height: Vec<&Sample> = of_origin.filter(heard).collect();
+            if of_height.is_empty() {
+                continue;
+            }
+            seen.push(of_height);
+            newest = newest.or_else(|| without_one(&seen));
+        }
+        let (newest, all) = (newest?, without_one(&seen)?);
+        let is_dip = newest.convicts() && all.correlation >= CLEARED;
+        Some(if is_dip || all.correlation < newest.correlation { all } else { newest })
+    }
 }
 
 /// The correlation over all auditors but the `faulty` lowest and highest, if there are enough.
@@ -278,6 +352,10 @@ mod tests {
     use super::*;
 
     const RUN: RunId = RunId([3; 32]);
+
+    fn score(heights: &[&[Sample]], faulty: usize) -> Option<Score> {
+        Panel::new(heights.iter().copied(), faulty, |_| true).score(Origin(0))
+    }
 
     fn sample(auditor: u16, pairs: &[(f64, f64)]) -> Sample {
         let mut sample = Sample::new(Origin(auditor), Origin(0));
@@ -332,7 +410,7 @@ mod tests {
     #[test]
     fn a_score_is_a_correlation_by_hand() {
         let one = [sample(1, &[(1.0, 1.0), (2.0, -1.0)].repeat(12))];
-        let score = score(Origin(0), [&one[..]; 2].into_iter(), 0, |_| true).unwrap();
+        let score = score(&[&one[..]; 2], 0).unwrap();
         // Σuv = −1, Σu² = 5, Σv² = 2, twelve times over.
         assert!((score.correlation + 1.0 / 10_f64.sqrt()).abs() < 1e-12);
         assert_eq!((score.auditors, score.samples), (1, 24));
@@ -348,18 +426,71 @@ mod tests {
         let heard = |honest: &[(f64, f64)], faulty: &[(f64, f64)]| {
             let mut all: Vec<Sample> = (1..=5).map(|auditor| sample(auditor, honest)).collect();
             all.extend((6..=7).map(|auditor| sample(auditor, faulty)));
-            score(Origin(0), [&all[..]; 2].into_iter(), 2, |_| true).unwrap()
+            score(&[&all[..]; 2], 2).unwrap()
         };
         assert!(!heard(&truth, &accuse).convicts());
         assert!(heard(&unrelated, &copy).convicts());
     }
 
+    /// What fifteen members, the last five of them liars, find of one another in a height. Liars say what
+    /// `told` makes of whose records they repeat: 1 if they fit, −1 for the contrary.
+    fn found(told: impl Fn(u16) -> f64) -> Vec<Sample> {
+        let pairs = (0..15).flat_map(|origin| (0..15).map(move |auditor| (origin, auditor)));
+        let found = pairs.filter(|(origin, auditor)| origin != auditor).map(|(origin, auditor)| {
+            let fits = match (auditor < 10, origin < 10) {
+                (true, true) => 0.9,
+                (true, false) => -0.9,
+                (false, _) => told(origin),
+            };
+            let mut sample = Sample::new(Origin(auditor), Origin(origin));
+            for value in [1.0, -0.7] {
+                sample.add(lb8::encode(value, 0), lb8::encode(fits * value, 0));
+            }
+            sample
+        });
+        found.collect()
+    }
+
+    fn convicted(heights: &[&[Sample]]) -> Vec<u16> {
+        let panel = Panel::new(heights.iter().copied(), 4, |_| true);
+        let convicts = |origin: &u16| panel.score(Origin(*origin)).is_some_and(|of| of.convicts());
+        (0..15).filter(convicts).collect()
+    }
+
+    /// Five of fifteen, where four are tolerated: of the five that accuse one would stay in.
+    #[test]
+    fn a_third_of_the_auditors_that_accuse_convict_nobody_but_are_not_heard() {
+        let accuse = found(|origin| if origin < 10 { -1.0 } else { 1.0 });
+        let heights = [&accuse[..]; 4];
+        let panel = Panel::new(heights.into_iter(), 4, |_| true);
+        assert_eq!(panel.unheard, [10, 11, 12, 13, 14].map(Origin));
+        assert_eq!(panel.faulty, 0);
+        assert_eq!(convicted(&heights), [10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn a_third_of_the_auditors_that_frame_one_are_outvoted() {
+        let frame = found(|origin| if origin == 3 { -1.0 } else { 1.0 });
+        let heights = [&frame[..]; 12];
+        assert_eq!(Panel::new(heights.into_iter(), 4, |_| true).unheard, []);
+        assert_eq!(convicted(&heights), [10, 11, 12, 13, 14]);
+    }
+
+    #[test]
+    fn where_nobody_is_found_honest_everybody_is_heard() {
+        // Nobody is found honest, so there is nothing that findings could be held against.
+        let nobody = found(|_| -1.0);
+        let few: Vec<Sample> =
+            nobody.into_iter().filter(|sample| sample.origin >= Origin(10)).collect();
+        assert_eq!(Panel::new([&few[..]; 8].into_iter(), 4, |_| true).unheard, []);
+    }
+
     #[test]
     fn too_few_auditors_or_repetitions_give_no_verdict() {
         let some = [sample(1, &[(1.0, -1.0); 30]), sample(2, &[(1.0, -1.0); 30])];
-        assert_eq!(score(Origin(0), [&some[..]; 5].into_iter(), 1, |_| true), None);
+        assert_eq!(score(&[&some[..]; 5], 1), None);
         let few = [sample(1, &[(1.0, -1.0); 17])];
-        assert_eq!(score(Origin(0), [&few[..]; 2].into_iter(), 0, |_| true), None);
+        assert_eq!(score(&[&few[..]; 2], 0), None);
     }
 
     #[test]
@@ -369,7 +500,7 @@ mod tests {
         let after = |heights: usize| {
             let new = std::iter::repeat_n(&lies[..], heights);
             let old = std::iter::repeat_n(&truth[..], 16 - heights);
-            score(Origin(0), new.chain(old), 0, |_| true).unwrap()
+            score(&new.chain(old).collect::<Vec<_>>(), 0).unwrap()
         };
         assert!((0..=3).all(|heights| !after(heights).convicts()), "chance in a few heights");
         let begun = after(5);
@@ -380,9 +511,7 @@ mod tests {
     fn one_height_that_was_dealt_anew_convicts_nobody() {
         let fits = [sample(1, &[(1.0, 0.9), (-0.7, -0.8)].repeat(15))];
         let garbage = [sample(1, &[(1.0, -0.9), (-0.7, 0.8)].repeat(15))];
-        let of = |heights: &[&[Sample]]| {
-            score(Origin(0), heights.iter().copied(), 0, |_| true).unwrap().convicts()
-        };
+        let of = |heights: &[&[Sample]]| score(heights, 0).unwrap().convicts();
         assert!(!of(&[&garbage, &fits]));
         assert!(!of(&[&fits, &garbage]));
         assert!(of(&[&garbage, &garbage]));

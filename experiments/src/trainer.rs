@@ -130,13 +130,14 @@ impl ModelTrainer {
     /// What a faulty auditor says that it measured; `None` when it measures.
     fn repetition(&self, probe: Probe) -> Option<f64> {
         let told = *self.told.get(&(probe.round, probe.slot, probe.of))?;
-        let colludes =
-            self.learners.iter().any(|other| other.id == probe.of && other.liar.is_some());
-        match self.auditors {
-            Auditors::Honest => None,
-            Auditors::Accuse if !colludes => Some(-told),
-            Auditors::Accuse | Auditors::Copy => Some(told),
-        }
+        let mut honest = self.learners.iter().filter(|other| other.liar.is_none());
+        let accuses = match self.auditors {
+            Auditors::Honest => return None,
+            Auditors::Accuse => honest.any(|other| other.id == probe.of),
+            Auditors::Frame => honest.next().is_some_and(|victim| victim.id == probe.of),
+            Auditors::Copy => false,
+        };
+        Some(if accuses { -told } else { told })
     }
 
     /// Remembers what was told, as long as it may be audited.

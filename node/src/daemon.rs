@@ -1188,9 +1188,8 @@ impl Daemon {
     }
 
     fn audit_scores(&self) -> Vec<Option<f64>> {
-        let origins = (0..self.protocol.roster().len()).map(|at| Origin(at as u16));
-        let score = |origin| self.protocol.audit_score(origin).map(|score| score.correlation);
-        origins.map(score).collect()
+        let scores = self.protocol.audit_scores().into_iter();
+        scores.map(|score| Some(score?.correlation)).collect()
     }
 
     fn member_lines(&self) -> Vec<MemberLine> {

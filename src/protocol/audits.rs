@@ -1,7 +1,7 @@
 //! Repeating others' probes, and excluding those whose bytes do not fit: see [`crate::audit`].
 
 use super::{Event, Output, Probe, Protocol};
-use crate::audit::{self, SEED_LEN, Sample, Score, Target, WINDOW};
+use crate::audit::{self, Panel, SEED_LEN, Sample, Score, Target, WINDOW};
 use crate::height::SetDigest;
 use crate::id::{Height, NodeId, Origin, Round};
 use crate::keys::Signature;
@@ -168,12 +168,15 @@ impl Protocol {
         samples
     }
 
-    /// What audits up to the last certified heights say of an origin; `None` while it is little.
-    pub fn audit_score(&self, origin: Origin) -> Option<Score> {
-        self.score_at(self.certified.checked_sub(1)?, origin)
+    /// What audits up to the last certified heights say of every member; `None` while it is little.
+    pub fn audit_scores(&self) -> Vec<Option<Score>> {
+        let origins = (0..self.roster.len() as u16).map(Origin);
+        let panel = self.certified.checked_sub(1).map(|height| self.panel(height));
+        origins.map(|origin| panel.as_ref()?.score(origin)).collect()
     }
 
-    fn score_at(&self, height: u64, origin: Origin) -> Option<Score> {
+    /// What the audits up to a certified height found.
+    fn panel(&self, height: u64) -> Panel<'_> {
         // Of the members that are left as many may be faulty auditors as such a roster tolerates.
         let left = self.roster.len_at(Height(height)).saturating_sub(self.convicted.len());
         let faulty = self.manifest.faulty_of(left);
@@ -182,7 +185,7 @@ impl Protocol {
         let samples = heights.map(|summary| &summary.audits[..]);
         let convicted =
             |auditor: &Origin| self.convicted.get(auditor).is_some_and(|from| *from <= height + 2);
-        audit::score(origin, samples, faulty, |auditor| !convicted(&auditor))
+        Panel::new(samples, faulty, |auditor| !convicted(&auditor))
     }
 
     /// Excludes those whom the audits up to a certified height convict, from the height after next on.
@@ -192,10 +195,11 @@ impl Protocol {
         }
         let from = height + 2;
         let roster_len = self.roster.len_at(Height(height));
+        let panel = self.panel(height);
         let convicted: Vec<(Origin, Score)> = (0..roster_len as u16)
             .map(Origin)
             .filter(|origin| !self.convicted.contains_key(origin))
-            .filter_map(|origin| Some((origin, self.score_at(height, origin)?)))
+            .filter_map(|origin| Some((origin, panel.score(origin)?)))
             .filter(|(_, score)| score.convicts())
             .collect();
         for (origin, score) in convicted {

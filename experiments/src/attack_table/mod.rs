@@ -71,7 +71,8 @@ pub struct AttackTable {
     /// Probes of others repeated for every thousand of one's own; zero turns audits off.
     #[arg(long, default_value_t = 0)]
     audits: u16,
-    /// How faulty nodes audit: honest, accuse (honest ones, and clear each other), copy.
+    /// How faulty nodes audit: honest, accuse (honest ones, and clear each other), copy, frame (accuse one
+    /// honest node, all the same one, and copy of all others).
     #[arg(long, default_value = "honest")]
     auditors: String,
     /// Data: `digits`, a folder of idx files, a .csv or a .libsvm file.

@@ -327,6 +327,7 @@ fn standings(plan: &Plan, network: &Simulation<ModelTrainer>, judged: &Judged) -
     let Some(witness) = up(plan, network).next() else { return Vec::new() };
     let witness = protocol(network, witness);
     let excluded = witness.excluded();
+    let scores = witness.audit_scores();
     let nodes = 0..plan.nodes;
     nodes
         .filter_map(|node| {
@@ -337,7 +338,7 @@ fn standings(plan: &Plan, network: &Simulation<ModelTrainer>, judged: &Judged) -
             Some(Standing {
                 node,
                 excluded_from,
-                audit_score: witness.audit_score(origin).map(|score| score.correlation),
+                audit_score: scores[origin.index()].map(|score| score.correlation),
                 trust,
                 weight,
             })

@@ -410,6 +410,9 @@ pub enum Auditors {
     Accuse,
     /// They repeat what was told, without measuring.
     Copy,
+    /// They find the contrary of what one honest node told, the same for all of them, and copy
+    /// of all others.
+    Frame,
 }
 
 /// A value that is written as text.
