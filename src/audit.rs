@@ -42,18 +42,15 @@ const KEPT_MIN: u32 = 8;
 
 /// Scores below it exclude. Measured: honest origins score above 0.8, liars below 0.4
 /// (`ARCHITECTURE.md`, "Audits").
-pub const THRESHOLD: f64 = 0.45;
+const THRESHOLD: f64 = 0.45;
 
 /// Above it over all heights that are looked back on, an origin is not excluded for the newest. A liar that was
 /// honest before comes below it in about six heights, as many as the newest need.
 const CLEARED: f64 = 0.6;
 
-/// An auditor is not heard whose repetitions of those whom most find honest correlate less: honest ones
-/// reach 0.8, who reports the opposite −0.8, who reports anything 0.
+/// An auditor is not heard whose repetitions of those whom most find honest correlate less, and less than
+/// chance makes the usual: honest ones reach 0.8, who reports the opposite −0.8, who reports anything 0.
 const BELIEVED: f64 = 0.3;
-
-/// Repetitions of an auditor that it takes to find that out.
-const BELIEF_MIN: u32 = 8;
 
 /// Values are clipped at so many standard deviations of the height's scale, so that a few large honest
 /// values do not hide many small lies.
@@ -206,23 +203,48 @@ pub struct Score {
     pub auditors: usize,
     /// Repetitions, before any were left out.
     pub samples: u32,
-}
-
-impl Score {
     /// Whether it is a liar's.
-    pub fn convicts(&self) -> bool {
-        self.correlation < THRESHOLD
-    }
+    pub convicts: bool,
 }
 
-/// Who is heard, and what was found, in the heights that are looked back on.
+/// A correlation that is lower than `usual` by more than chance makes it among `count` repetitions, but
+/// with a probability that does not add up however many heights follow; −1 where they are too few to say.
+///
+/// Fisher's transformation `ln((1 + r)/(1 − r))/2` of a correlation is nearly normal with variance
+/// `1/(count − 3)`; allowed are `5/2 + log₂(height)/6` deviations, as there is a verdict at every height.
+/// The exponential function is replaced by one over the first terms of its series, from above: only
+/// the basic operations are the same on every machine.
+fn unusual(usual: f64, count: u32, height: Height) -> f64 {
+    if count <= 3 {
+        return -1.0;
+    }
+    let deviations = 2.5 + f64::from(height.0.max(1).ilog2()) / 6.0;
+    let x = 2.0 * deviations / f64::from(count - 3).sqrt();
+    let shrunk = 1.0 / (1.0 + x + x * x / 2.0 + x * x * x / 6.0);
+    let usual = usual.clamp(-0.99, 0.99);
+    let odds = (1.0 + usual) / (1.0 - usual) * shrunk;
+    (odds - 1.0) / (odds + 1.0)
+}
+
+/// The middle one, of two the higher: most are honest.
+fn median(values: &mut [f64]) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied()
+}
+
+/// What was found in the heights that are looked back on, by whom that is heard.
 ///
 /// A majority of honest auditors is enough to find out which auditors lie about many: an origin whose
 /// records fit the repetitions of most of its auditors is *found honest*, by a median that less than
-/// half of them cannot move beyond what honest ones found; and who reports of those, taken together, that they lie is
-/// itself the liar. Those who are not heard are no longer among the `faulty` whose findings are left out
-/// on either side of a score.
+/// half of them cannot move beyond what honest ones found; and who reports of those, taken together,
+/// that they lie is itself the liar. Those who are not heard are no longer among the `faulty` whose findings
+/// are left out on either side of a score.
+///
+/// How well honest repetitions fit depends on the run: a model that jumps about between a probe and its
+/// repetition leaves less. So what is low is measured by what is usual among all ([`unusual`]).
 pub struct Panel<'a> {
+    /// The newest height.
+    height: Height,
     /// From the newest height to the oldest; in each those of an origin together, by origin.
     heights: Vec<&'a [Sample]>,
     /// Auditors that are not heard, in order.
@@ -231,74 +253,73 @@ pub struct Panel<'a> {
     faulty: usize,
 }
 
+/// A correlation and what it was made of.
+#[derive(Clone, Copy)]
+struct Pooled {
+    correlation: f64,
+    /// Repetitions that are left without the extreme auditors.
+    kept: u32,
+    auditors: usize,
+    samples: u32,
+}
+
 impl<'a> Panel<'a> {
-    /// From the samples of heights, from the newest to the oldest, in each those of an origin together, by
-    /// origin. Auditors that do not `count` are left out; of the others `faulty` may lie.
+    /// From the samples of heights, from the newest, `height`, to the oldest, in each those of an origin
+    /// together, by origin. Auditors that do not `count` are left out; of the others `faulty` may lie.
     pub fn new(
+        height: Height,
         heights: impl Iterator<Item = &'a [Sample]>,
         faulty: usize,
         counts: impl Fn(Origin) -> bool,
     ) -> Panel<'a> {
         let heights: Vec<&[Sample]> = heights.collect();
-        // Of every pair of an auditor and an origin, over all heights; by origin.
-        let mut pairs: Vec<Sample> = Vec::new();
-        let mut samples: Vec<&Sample> = heights.iter().flat_map(|height| height.iter()).collect();
-        samples.retain(|sample| sample.count > 0);
-        // Stable: sums of floating-point numbers depend on their order.
-        samples.sort_by_key(|sample| (sample.origin, sample.auditor));
-        for sample in samples {
-            match pairs.last_mut() {
-                Some(pair) if (pair.origin, pair.auditor) == (sample.origin, sample.auditor) => {
-                    pair.join(sample);
-                }
-                _ => pairs.push(*sample),
-            }
-        }
-        let mut unheard: Vec<Origin> = pairs.iter().map(|pair| pair.auditor).collect();
+        let all = || heights.iter().flat_map(|height| height.iter());
+        let mut unheard: Vec<Origin> = all().map(|sample| sample.auditor).collect();
         unheard.sort_unstable();
         unheard.dedup();
         unheard.retain(|&auditor| !counts(auditor));
-        pairs.retain(|pair| unheard.binary_search(&pair.auditor).is_err());
-        let mut of_honest: Vec<Sample> = Vec::new();
-        for of_origin in pairs.chunk_by(|a, b| a.origin == b.origin) {
-            let mut found: Vec<f64> = of_origin.iter().map(Sample::correlation).collect();
-            found.sort_by(f64::total_cmp);
-            if found[(found.len() - 1) / 2] >= CLEARED {
-                of_honest.extend(of_origin);
-            }
-        }
-        of_honest.sort_by_key(|pair| (pair.auditor, pair.origin));
-        let disbelieved: Vec<Origin> = of_honest
-            .chunk_by(|a, b| a.auditor == b.auditor)
-            .filter_map(|of_auditor| {
-                let auditor = of_auditor[0].auditor;
-                let mut all = Sample::new(auditor, auditor);
-                of_auditor.iter().for_each(|pair| all.join(pair));
-                (all.count >= BELIEF_MIN && all.correlation() < BELIEVED).then_some(auditor)
-            })
-            .collect();
+        let disbelieved = disbelieved(height, all(), &unheard);
         let faulty = faulty.saturating_sub(disbelieved.len());
         unheard.extend(disbelieved);
         unheard.sort_unstable();
-        Panel { heights, unheard, faulty }
+        Panel { height, heights, unheard, faulty }
     }
 
-    /// The score of `origin`: the lower one of two, from the newest heights that together have enough and
-    /// from all heights that are looked back on. The first finds out who begins to lie, the second who lies
-    /// at random and was lucky in few repetitions; and where the second is above [`CLEARED`], a low first
-    /// one is chance in few repetitions, and does not count. Enough are `2·faulty + 1` auditors,
-    /// [`SAMPLES_MIN`] repetitions, and [`KEPT_MIN`] of them without the extreme auditors, all that without any
-    /// one of the heights: of the scores that leave out one height the best counts. A larger certificate
-    /// may deal the slots of a height anew after honest nodes have measured them, so that their bytes
-    /// there fit nothing. `None` when there is not so much.
-    pub fn score(&self, origin: Origin) -> Option<Score> {
+    /// The scores of origins `0 .. roster_len`; `None` where little was found.
+    ///
+    /// A score is the lower one of two, from the newest heights that together have enough and from all
+    /// heights that are looked back on: the first finds out who begins to lie, the second who lies at
+    /// random and was lucky in few repetitions. It convicts below [`THRESHOLD`], unless the second is above
+    /// [`CLEARED`], or no lower than chance makes the usual one of all origins: then it is the score.
+    ///
+    /// Enough are `2·faulty + 1` auditors, [`SAMPLES_MIN`] repetitions, and [`KEPT_MIN`] of them without the
+    /// extreme auditors, all that without any one of the heights: of the scores that leave out one height
+    /// the best counts. A larger certificate may deal the slots of a height anew after honest nodes have
+    /// measured them, so that their bytes there fit nothing.
+    pub fn scores(&self, roster_len: usize) -> Vec<Option<Score>> {
+        let pairs: Vec<Option<(Pooled, Pooled)>> =
+            (0..roster_len as u16).map(|origin| self.newest_and_all(Origin(origin))).collect();
+        let mut of_all: Vec<f64> = pairs.iter().flatten().map(|(_, all)| all.correlation).collect();
+        let usual = median(&mut of_all).unwrap_or(1.0);
+        let score = |(newest, all): (Pooled, Pooled)| {
+            let cleared = CLEARED.min(unusual(usual, all.kept, self.height));
+            let lower = if newest.correlation <= all.correlation { newest } else { all };
+            let convicts = lower.correlation < THRESHOLD && all.correlation < cleared;
+            let is_dip = lower.correlation < THRESHOLD && !convicts;
+            let Pooled { correlation, auditors, samples, .. } = if is_dip { all } else { lower };
+            Score { correlation, auditors, samples, convicts }
+        };
+        pairs.into_iter().map(|pair| pair.map(score)).collect()
+    }
+
+    fn newest_and_all(&self, origin: Origin) -> Option<(Pooled, Pooled)> {
         let mut seen: Vec<Vec<&Sample>> = Vec::new();
         let without_one = |seen: &[Vec<&Sample>]| {
             let without = |left_out: usize| {
                 let rest = seen.iter().enumerate().filter(|(at, _)| *at != left_out);
                 pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), self.faulty)
             };
-            let scores: Option<Vec<Score>> = (0..seen.len()).map(without).collect();
+            let scores: Option<Vec<Pooled>> = (0..seen.len()).map(without).collect();
             scores?.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))
         };
         let mut newest = None;
@@ -315,10 +336,53 @@ impl<'a> Panel<'a> {
             seen.push(of_height);
             newest = newest.or_else(|| without_one(&seen));
         }
-        let (newest, all) = (newest?, without_one(&seen)?);
-        let is_dip = newest.convicts() && all.correlation >= CLEARED;
-        Some(if is_dip || all.correlation < newest.correlation { all } else { newest })
+        Some((newest?, without_one(&seen)?))
     }
+}
+
+/// Auditors whose repetitions of those whom most find honest do not fit.
+fn disbelieved<'a>(
+    height: Height,
+    samples: impl Iterator<Item = &'a Sample>,
+    unheard: &[Origin],
+) -> Vec<Origin> {
+    let heard =
+        |sample: &&Sample| sample.count > 0 && unheard.binary_search(&sample.auditor).is_err();
+    let mut samples: Vec<&Sample> = samples.filter(heard).collect();
+    // Stable: sums of floating-point numbers depend on their order.
+    samples.sort_by_key(|sample| (sample.origin, sample.auditor));
+    // Of every pair of an auditor and an origin, over all heights; by origin.
+    let mut pairs: Vec<Sample> = Vec::new();
+    for sample in samples {
+        match pairs.last_mut() {
+            Some(pair) if (pair.origin, pair.auditor) == (sample.origin, sample.auditor) => {
+                pair.join(sample);
+            }
+            _ => pairs.push(*sample),
+        }
+    }
+    let mut of_honest: Vec<Sample> = Vec::new();
+    for of_origin in pairs.chunk_by(|a, b| a.origin == b.origin) {
+        let mut found: Vec<f64> = of_origin.iter().map(Sample::correlation).collect();
+        found.sort_by(f64::total_cmp);
+        // Of two the lower: a tie finds nobody honest.
+        if found[(found.len() - 1) / 2] >= CLEARED {
+            of_honest.extend(of_origin);
+        }
+    }
+    of_honest.sort_by_key(|pair| (pair.auditor, pair.origin));
+    let of_auditors: Vec<Sample> = of_honest
+        .chunk_by(|a, b| a.auditor == b.auditor)
+        .map(|of_auditor| {
+            let mut all = Sample::new(of_auditor[0].auditor, of_auditor[0].auditor);
+            of_auditor.iter().for_each(|pair| all.join(pair));
+            all
+        })
+        .collect();
+    let mut fits: Vec<f64> = of_auditors.iter().map(Sample::correlation).collect();
+    let usual = median(&mut fits).unwrap_or(1.0);
+    let lies = |of: &&Sample| of.correlation() < BELIEVED.min(unusual(usual, of.count, height));
+    of_auditors.iter().filter(lies).map(|of| of.auditor).collect()
 }
 
 /// The correlation over all auditors but the `faulty` lowest and highest, if there are enough.
@@ -326,7 +390,7 @@ fn pooled<'a>(
     origin: Origin,
     samples: impl Iterator<Item = &'a Sample>,
     faulty: usize,
-) -> Option<Score> {
+) -> Option<Pooled> {
     let mut by_auditor: Vec<Sample> = Vec::new();
     for sample in samples {
         match by_auditor.iter_mut().find(|known| known.auditor == sample.auditor) {
@@ -343,8 +407,8 @@ fn pooled<'a>(
     });
     let mut middle = Sample::new(origin, origin);
     by_auditor[faulty..auditors - faulty].iter().for_each(|sample| middle.join(sample));
-    let score = Score { correlation: middle.correlation(), auditors, samples };
-    (middle.count >= KEPT_MIN).then_some(score)
+    let (correlation, kept) = (middle.correlation(), middle.count);
+    (kept >= KEPT_MIN).then_some(Pooled { correlation, kept, auditors, samples })
 }
 
 #[cfg(test)]
@@ -354,7 +418,22 @@ mod tests {
     const RUN: RunId = RunId([3; 32]);
 
     fn score(heights: &[&[Sample]], faulty: usize) -> Option<Score> {
-        Panel::new(heights.iter().copied(), faulty, |_| true).score(Origin(0))
+        // Two honest origins beside it, by which it is measured.
+        let others = (1..=2).flat_map(|origin| {
+            (1..=5).map(move |auditor| {
+                let truth = sample(auditor, &[(1.0, 0.9), (-0.7, -0.8), (0.5, 0.45)].repeat(3));
+                Sample { origin: Origin(origin), ..truth }
+            })
+        });
+        let others: Vec<Sample> = others.collect();
+        let heights: Vec<Vec<Sample>> =
+            heights.iter().map(|height| [*height, &others[..]].concat()).collect();
+        let heights: Vec<&[Sample]> = heights.iter().map(Vec::as_slice).collect();
+        panel(&heights, faulty).scores(3)[0]
+    }
+
+    fn panel<'a>(heights: &[&'a [Sample]], faulty: usize) -> Panel<'a> {
+        Panel::new(Height(64), heights.iter().copied(), faulty, |_| true)
     }
 
     fn sample(auditor: u16, pairs: &[(f64, f64)]) -> Sample {
@@ -414,7 +493,7 @@ mod tests {
         // Σuv = −1, Σu² = 5, Σv² = 2, twelve times over.
         assert!((score.correlation + 1.0 / 10_f64.sqrt()).abs() < 1e-12);
         assert_eq!((score.auditors, score.samples), (1, 24));
-        assert!(score.convicts());
+        assert!(score.convicts);
     }
 
     #[test]
@@ -428,8 +507,8 @@ mod tests {
             all.extend((6..=7).map(|auditor| sample(auditor, faulty)));
             score(&[&all[..]; 2], 2).unwrap()
         };
-        assert!(!heard(&truth, &accuse).convicts());
-        assert!(heard(&unrelated, &copy).convicts());
+        assert!(!heard(&truth, &accuse).convicts);
+        assert!(heard(&unrelated, &copy).convicts);
     }
 
     /// What fifteen members, the last five of them liars, find of one another in a height. Liars say what
@@ -452,9 +531,8 @@ mod tests {
     }
 
     fn convicted(heights: &[&[Sample]]) -> Vec<u16> {
-        let panel = Panel::new(heights.iter().copied(), 4, |_| true);
-        let convicts = |origin: &u16| panel.score(Origin(*origin)).is_some_and(|of| of.convicts());
-        (0..15).filter(convicts).collect()
+        let scores = panel(heights, 4).scores(15).into_iter().zip(0..);
+        scores.filter(|(score, _)| score.is_some_and(|of| of.convicts)).map(|of| of.1).collect()
     }
 
     /// Five of fifteen, where four are tolerated: of the five that accuse one would stay in.
@@ -462,7 +540,7 @@ mod tests {
     fn a_third_of_the_auditors_that_accuse_convict_nobody_but_are_not_heard() {
         let accuse = found(|origin| if origin < 10 { -1.0 } else { 1.0 });
         let heights = [&accuse[..]; 4];
-        let panel = Panel::new(heights.into_iter(), 4, |_| true);
+        let panel = panel(&heights, 4);
         assert_eq!(panel.unheard, [10, 11, 12, 13, 14].map(Origin));
         assert_eq!(panel.faulty, 0);
         assert_eq!(convicted(&heights), [10, 11, 12, 13, 14]);
@@ -472,7 +550,7 @@ mod tests {
     fn a_third_of_the_auditors_that_frame_one_are_outvoted() {
         let frame = found(|origin| if origin == 3 { -1.0 } else { 1.0 });
         let heights = [&frame[..]; 12];
-        assert_eq!(Panel::new(heights.into_iter(), 4, |_| true).unheard, []);
+        assert_eq!(panel(&heights, 4).unheard, []);
         assert_eq!(convicted(&heights), [10, 11, 12, 13, 14]);
     }
 
@@ -482,7 +560,7 @@ mod tests {
         let nobody = found(|_| -1.0);
         let few: Vec<Sample> =
             nobody.into_iter().filter(|sample| sample.origin >= Origin(10)).collect();
-        assert_eq!(Panel::new([&few[..]; 8].into_iter(), 4, |_| true).unheard, []);
+        assert_eq!(panel(&[&few[..]; 8], 4).unheard, []);
     }
 
     #[test]
@@ -502,16 +580,16 @@ mod tests {
             let old = std::iter::repeat_n(&truth[..], 16 - heights);
             score(&new.chain(old).collect::<Vec<_>>(), 0).unwrap()
         };
-        assert!((0..=3).all(|heights| !after(heights).convicts()), "chance in a few heights");
+        assert!((0..=3).all(|heights| !after(heights).convicts), "chance in a few heights");
         let begun = after(5);
-        assert_eq!((begun.convicts(), begun.samples), (true, 34), "the newest that are enough");
+        assert_eq!((begun.convicts, begun.samples), (true, 34), "the newest that are enough");
     }
 
     #[test]
     fn one_height_that_was_dealt_anew_convicts_nobody() {
         let fits = [sample(1, &[(1.0, 0.9), (-0.7, -0.8)].repeat(15))];
         let garbage = [sample(1, &[(1.0, -0.9), (-0.7, 0.8)].repeat(15))];
-        let of = |heights: &[&[Sample]]| score(heights, 0).unwrap().convicts();
+        let of = |heights: &[&[Sample]]| score(heights, 0).unwrap().convicts;
         assert!(!of(&[&garbage, &fits]));
         assert!(!of(&[&fits, &garbage]));
         assert!(of(&[&garbage, &garbage]));

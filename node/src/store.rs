@@ -9,7 +9,7 @@
 //! everything from there on: the rest is fetched from peers, one's own signed records too.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use rumormill::codec;
@@ -337,48 +337,58 @@ impl Store {
         foundation: Option<Box<Foundation>>,
     ) -> Result<(), StoreError> {
         self.flush()?;
-        let whole = self.read(0, self.len as usize);
-        let whole = whole.map_err(|source| self.io("read", source))?;
         let certified = self.first + self.index.len() as u64;
         if settled >= certified {
             return Ok(());
         }
         let from = foundation.as_ref().map_or(self.first, |of| of.certified);
-        let mut bytes = match foundation {
-            Some(foundation) => {
-                let mut bytes = whole[..self.header_len()].to_vec();
-                push_entry(&mut bytes, &codec::encode(&Entry::Foundation(foundation)));
-                bytes
-            }
-            None => whole[..self.prelude as usize].to_vec(),
-        };
-        let mut copy = |offset: usize, len: usize| {
-            bytes.extend(&whole[offset - ENTRY_HEADER_LEN..offset + len]);
-        };
+        let head_len = if foundation.is_some() { self.header_len() } else { self.prelude as usize };
+        let mut head = self.read(0, head_len).map_err(|source| self.io("read", source))?;
+        if let Some(foundation) = foundation {
+            push_entry(&mut head, &codec::encode(&Entry::Foundation(foundation)));
+        }
+        // One entry at a time: a long history would not fit beside what the node holds already.
         let skipped = from.saturating_sub(self.first) as usize;
-        for &(offset, len) in self.index.iter().skip(skipped) {
-            copy(offset as usize, len);
-        }
+        let mut kept: Vec<(u64, usize)> = self.index.iter().skip(skipped).copied().collect();
+        let mut place = head.len() as u64;
+        let heights = kept.iter().map(|&(_, len)| {
+            let offset = place + ENTRY_HEADER_LEN as u64;
+            place = offset + len as u64;
+            (offset, len)
+        });
+        let index: Vec<(u64, usize)> = heights.collect();
         // Wherever they stand: a larger certificate writes later heights anew behind them.
-        let start = self.header_len();
-        let Parsed { entries, .. } =
-            parse(&whole, start).map_err(|(offset, problem)| self.damaged(offset, problem))?;
-        for (Logged { offset, entry }, len) in &entries {
-            let (Entry::Own { height, .. } | Entry::Acked { height, .. }) = entry else { continue };
-            if *height >= settled {
-                copy(*offset as usize + ENTRY_HEADER_LEN, *len);
+        let mut at = self.header_len() as u64;
+        while at < self.len {
+            let (entry, len) = self.entry_at(at)?;
+            let offset = at + ENTRY_HEADER_LEN as u64;
+            if let Entry::Own { height, .. } | Entry::Acked { height, .. } = entry
+                && height >= settled
+            {
+                kept.push((offset, len));
             }
+            at = offset + len as u64;
         }
-        let Parsed { entries, .. } =
-            parse(&bytes, start).map_err(|(offset, problem)| self.damaged(offset, problem))?;
-        self.replace(bytes)?;
-        (self.first, self.prelude) = (0, start as u64);
-        self.index.clear();
-        for (Logged { offset, entry }, len) in &entries {
-            self.note(entry, offset + ENTRY_HEADER_LEN as u64, *len);
-        }
+        self.rewrite(&head, &kept)?;
+        (self.first, self.prelude, self.index) = (from, head.len() as u64, index);
         self.compacted = self.len;
         Ok(())
+    }
+
+    /// The entry that begins there, and the length of its payload.
+    fn entry_at(&mut self, at: u64) -> Result<(Entry, usize), StoreError> {
+        let read = |store: &mut Store, offset, len| {
+            store.read(offset, len).map_err(|source| store.io("read", source))
+        };
+        let header = read(self, at, ENTRY_HEADER_LEN)?;
+        let len = word(&header, 0) as usize;
+        let whole = ENTRY_HEADER_LEN as u64 + len as u64;
+        if word(&header, 0) != !word(&header, 4) || self.len - at < whole {
+            return Err(self.damaged(at as usize, "its length is not plausible".into()));
+        }
+        let payload = read(self, at + ENTRY_HEADER_LEN as u64, len)?;
+        let entry = entry_of(&header, &payload);
+        Ok((entry.map_err(|problem| self.damaged(at as usize, problem))?, len))
     }
 
     fn header_len(&self) -> usize {
@@ -396,35 +406,49 @@ impl Store {
         StoreError::Io { action, path, source }
     }
 
-    /// Puts other bytes in place of the log's, all or none.
-    fn replace(&mut self, bytes: Vec<u8>) -> Result<(), StoreError> {
-        let len = bytes.len() as u64;
-        match &mut self.place {
-            Place::Memory(held) => *held = bytes,
-            Place::Disk { file, path } => {
-                let io = |source| StoreError::Io { action: "rewrite", path: path.clone(), source };
-                let next = path.with_extension(NEXT);
-                let written = || {
-                    let mut options = OpenOptions::new();
-                    let mut file =
-                        options.read(true).write(true).create(true).truncate(true).open(&next)?;
-                    file.write_all(&bytes)?;
-                    file.sync_all()?;
-                    std::fs::rename(&next, &path)?;
-                    Ok(file)
-                };
-                let written = written().inspect_err(|_| {
-                    // It may hold the room that the log needs to go on.
-                    let _ = std::fs::remove_file(&next);
-                });
-                *file = written.map_err(io)?;
-                // The name is on disk once the folder is; until then the old log is, whole.
-                if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
-                    let _ = folder.sync_all();
+    /// Puts `head` and the entries of these payloads in place of the log, all or none.
+    fn rewrite(&mut self, head: &[u8], kept: &[(u64, usize)]) -> Result<(), StoreError> {
+        let entry = |store: &mut Store, &(offset, len): &(u64, usize)| {
+            store.read(offset - ENTRY_HEADER_LEN as u64, ENTRY_HEADER_LEN + len)
+        };
+        let len = kept.iter().map(|&(_, len)| (ENTRY_HEADER_LEN + len) as u64).sum::<u64>();
+        let path = match &self.place {
+            Place::Memory(_) => {
+                let mut bytes = head.to_vec();
+                for place in kept {
+                    bytes.extend(entry(self, place).map_err(|source| self.io("read", source))?);
                 }
+                self.place = Place::Memory(bytes);
+                self.len = head.len() as u64 + len;
+                return Ok(());
             }
+            Place::Disk { path, .. } => path.clone(),
+        };
+        let next = path.with_extension(NEXT);
+        let mut written = || {
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(true).open(&next)?;
+            let mut file = BufWriter::new(file);
+            file.write_all(head)?;
+            for place in kept {
+                file.write_all(&entry(self, place)?)?;
+            }
+            let file = file.into_inner()?;
+            file.sync_all()?;
+            std::fs::rename(&next, &path)?;
+            Ok(file)
+        };
+        let written = written().inspect_err(|_: &io::Error| {
+            // It may hold the room that the log needs to go on.
+            let _ = std::fs::remove_file(&next);
+        });
+        let file = written.map_err(|source| self.io("rewrite", source))?;
+        // The name is on disk once the folder is; until then the old log is, whole.
+        if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
+            let _ = folder.sync_all();
         }
-        self.len = len;
+        self.place = Place::Disk { file, path };
+        self.len = head.len() as u64 + len;
         Ok(())
     }
 
@@ -457,13 +481,9 @@ impl Store {
         let start = offset - ENTRY_HEADER_LEN as u64;
         let bytes = self.read(start, ENTRY_HEADER_LEN + len).map_err(|error| error.to_string())?;
         let (header, payload) = bytes.split_at(ENTRY_HEADER_LEN);
-        if blake3::hash(payload).as_bytes()[..8] != header[8..] {
-            return Err("its checksum does not match".into());
-        }
-        match codec::decode::<Entry, ENTRY_LEN_MAX>(payload) {
-            Ok(Entry::Certified(height)) => Ok(height),
-            Ok(_) => Err("it is no certified height".into()),
-            Err(error) => Err(error.to_string()),
+        match entry_of(header, payload)? {
+            Entry::Certified(height) => Ok(height),
+            _ => Err("it is no certified height".into()),
         }
     }
 
@@ -518,11 +538,8 @@ fn parse(bytes: &[u8], start: usize) -> Result<Parsed, (usize, String)> {
             return Err((at, "its length is not plausible".into()));
         }
         let Some(payload) = frame(rest) else { break };
-        if blake3::hash(payload).as_bytes()[..8] != rest[8..ENTRY_HEADER_LEN] {
-            return Err((at, "its checksum does not match".into()));
-        }
-        let entry = codec::decode::<Entry, ENTRY_LEN_MAX>(payload);
-        let entry = entry.map_err(|error| (at, error.to_string()))?;
+        let entry =
+            entry_of(&rest[..ENTRY_HEADER_LEN], payload).map_err(|problem| (at, problem))?;
         entries.push((Logged { offset: at as u64, entry }, payload.len()));
         at += ENTRY_HEADER_LEN + payload.len();
     }
@@ -602,6 +619,14 @@ fn remedy(source: &io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// The entry of a payload, when its checksum is the header's.
+fn entry_of(header: &[u8], payload: &[u8]) -> Result<Entry, String> {
+    if blake3::hash(payload).as_bytes()[..8] != header[8..] {
+        return Err("its checksum does not match".into());
+    }
+    codec::decode::<Entry, ENTRY_LEN_MAX>(payload).map_err(|error| error.to_string())
 }
 
 /// The payload of the entry at the start of `bytes`, or nothing when it is cut short.

@@ -170,9 +170,10 @@ impl Protocol {
 
     /// What audits up to the last certified heights say of every member; `None` while it is little.
     pub fn audit_scores(&self) -> Vec<Option<Score>> {
-        let origins = (0..self.roster.len() as u16).map(Origin);
-        let panel = self.certified.checked_sub(1).map(|height| self.panel(height));
-        origins.map(|origin| panel.as_ref()?.score(origin)).collect()
+        match self.certified.checked_sub(1) {
+            Some(height) => self.panel(height).scores(self.roster.len()),
+            None => vec![None; self.roster.len()],
+        }
     }
 
     /// What the audits up to a certified height found.
@@ -185,7 +186,7 @@ impl Protocol {
         let samples = heights.map(|summary| &summary.audits[..]);
         let convicted =
             |auditor: &Origin| self.convicted.get(auditor).is_some_and(|from| *from <= height + 2);
-        Panel::new(samples, faulty, |auditor| !convicted(&auditor))
+        Panel::new(Height(height), samples, faulty, |auditor| !convicted(&auditor))
     }
 
     /// Excludes those whom the audits up to a certified height convict, from the height after next on.
@@ -194,13 +195,12 @@ impl Protocol {
             return;
         }
         let from = height + 2;
-        let roster_len = self.roster.len_at(Height(height));
-        let panel = self.panel(height);
-        let convicted: Vec<(Origin, Score)> = (0..roster_len as u16)
+        let scores = self.panel(height).scores(self.roster.len_at(Height(height)));
+        let convicted: Vec<(Origin, Score)> = (0..)
             .map(Origin)
-            .filter(|origin| !self.convicted.contains_key(origin))
-            .filter_map(|origin| Some((origin, panel.score(origin)?)))
-            .filter(|(_, score)| score.convicts())
+            .zip(scores)
+            .filter_map(|(origin, score)| Some((origin, score.filter(|score| score.convicts)?)))
+            .filter(|(origin, _)| !self.convicted.contains_key(origin))
             .collect();
         for (origin, score) in convicted {
             self.convicted.insert(origin, from);
