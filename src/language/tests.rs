@@ -153,6 +153,10 @@ fn joined(
 
 const WORDS: &str = "labels=pos:good,neg:bad;tokens=24";
 
+/// How far losses may be apart whose texts went through products of different sizes: these add in another
+/// order, and logits are 20 times cosines, each rounded to 10⁻⁷.
+const ROUNDING: f64 = 1e-5;
+
 fn close(ours: &[f32], theirs: &[f32], what: &str) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     for (ours, theirs) in ours.iter().zip(theirs) {
@@ -208,7 +212,7 @@ fn packed_texts_do_not_see_each_other() {
         f64::from(model.probe(&state, &direction, -6, batch, &mut scratch).0)
     };
     let alone: f64 = (0..4).map(|row| loss(&[row])).sum();
-    assert!((loss(&[0, 1, 2, 3]) - alone / 4.0).abs() < 1e-6);
+    assert!((loss(&[0, 1, 2, 3]) - alone / 4.0).abs() < ROUNDING);
 }
 
 #[test]
@@ -235,12 +239,12 @@ fn frozen_layers_are_computed_once_and_give_the_same_losses() {
         let first = model.quality(&state, Split::Train, &mut scratch);
         assert_eq!(first, model.quality(&state, Split::Train, &mut scratch), "{train}");
         let test = model.quality(&state, Split::Test, &mut scratch);
-        assert!((first.loss - test.loss).abs() < 1e-6, "{train}");
+        assert!((first.loss - test.loss).abs() < ROUNDING, "{train}");
         first.loss
     };
     let all = quality("");
     for train in ["encoder.layer.1.*|classifier.*", "classifier.*", ".*output.LayerNorm.*"] {
-        assert!((quality(&format!("train={train};")) - all).abs() < 1e-6, "{train}");
+        assert!((quality(&format!("train={train};")) - all).abs() < ROUNDING, "{train}");
     }
 }
 
