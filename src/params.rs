@@ -308,17 +308,16 @@ impl State {
         }
     }
 
-    /// Writes the weights of one tensor: its view, or one end of a probe.
+    /// Writes weights of one tensor, from its parameter `first` on: their view, or one end of a probe.
     ///
     /// For models that hold one set of weights: the values are those of [`State::write_view`] and
     /// [`State::write_pair`], bit for bit.
     ///
     /// # Panics
-    /// If there is no such tensor, `out` is not as long as it, or ε is not a normal `f32`.
-    pub fn write_tensor(&self, tensor: usize, end: Option<End<'_>>, out: &mut [f32]) {
+    /// If the tensor does not have these parameters, or ε is not a normal `f32`.
+    pub fn write_part(&self, tensor: usize, first: usize, end: Option<End<'_>>, out: &mut [f32]) {
         let Tensor { offset, len, lsb_log2, .. } = self.layout.tensors[tensor];
-        assert_eq!(out.len(), len, "a view has the tensor's size");
-        let values = &self.values[offset..offset + len];
+        let mut values = &self.values[offset..offset + len][first..first + out.len()];
         let lsb = pow2_f64(lsb_log2) as f32;
         let Some(end) = end else { return kernel::view(values, lsb, out) };
         let log2 = end.epsilon_log2;
@@ -326,13 +325,26 @@ impl State {
         let epsilon = pow2_f64(log2) as f32;
         let step = if end.plus { epsilon } else { -epsilon };
         let mut signs = [[0; 16]; kernel::SUPERBLOCK];
+        let (mut block, skip) = ((first / BLOCK_PARAMETERS) as u64, first % BLOCK_PARAMETERS);
+        let mut out = out;
+        if skip > 0 {
+            // The rest of a block whose beginning is not asked for.
+            let len = values.len().min(BLOCK_PARAMETERS - skip);
+            let (mut padded, mut ends) = ([0; BLOCK_PARAMETERS], [0.0; BLOCK_PARAMETERS]);
+            let (own, after) = values.split_at(len);
+            padded[skip..skip + len].copy_from_slice(own);
+            end.direction.sign_words(tensor, block, &mut signs[..1]);
+            kernel::end(&padded, &signs[..1], lsb, step, &mut ends);
+            let (own, rest) = out.split_at_mut(len);
+            own.copy_from_slice(&ends[skip..skip + len]);
+            (values, out, block) = (after, rest, block + 1);
+        }
         let values = values.chunks(SUPERBLOCK_PARAMETERS);
-        for (superblock, (values, out)) in
-            values.zip(out.chunks_mut(SUPERBLOCK_PARAMETERS)).enumerate()
-        {
+        for (values, out) in values.zip(out.chunks_mut(SUPERBLOCK_PARAMETERS)) {
             let signs = &mut signs[..values.len().div_ceil(BLOCK_PARAMETERS)];
-            end.direction.sign_words(tensor, (superblock * kernel::SUPERBLOCK) as u64, signs);
+            end.direction.sign_words(tensor, block, signs);
             kernel::end(values, signs, lsb, step, out);
+            block += kernel::SUPERBLOCK as u64;
         }
     }
 
@@ -736,7 +748,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_written_alone_is_that_of_the_whole() {
+    fn parts_written_alone_are_those_of_the_whole() {
         let state = some_state();
         let mut whole = [vec![0.0; 17_308], vec![0.0; 17_308], vec![0.0; 17_308]];
         let [plus, minus, view] = &mut whole;
@@ -746,9 +758,13 @@ mod tests {
         let end = |plus| Some(End { direction: &direction, epsilon_log2: -7, plus });
         for (index, tensor) in state.layout.tensors.iter().enumerate() {
             for (end, whole) in [end(true), end(false), None].into_iter().zip(&whole) {
-                let mut alone = vec![0.0; tensor.len];
-                state.write_tensor(index, end, &mut alone);
-                assert_eq!(alone, whole[tensor.offset..tensor.offset + tensor.len]);
+                for (from, to) in [(0, tensor.len), (3, 5), (100, 17_000), (511, 513), (512, 1024)]
+                {
+                    let (from, to) = (from.min(tensor.len), to.min(tensor.len));
+                    let mut alone = vec![0.0; to - from];
+                    state.write_part(index, from, end, &mut alone);
+                    assert_eq!(alone, whole[tensor.offset + from..tensor.offset + to]);
+                }
             }
         }
     }

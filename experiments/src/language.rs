@@ -15,9 +15,12 @@ use rumormill::direction::Direction;
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::language::{Folder, LanguageModel};
 use rumormill::objective::{ModelSpec, Objective, Scratch, Split};
-use rumormill::params::{End, Payout, State, coefficient};
+use rumormill::params::{Payout, State, coefficient};
 use rumormill::sample::minibatch;
 use rumormill::spsa::projected_gradient;
+
+/// Parameters from which on a step is applied by two threads: a millisecond of work.
+const TWO_THREADS_MIN: usize = 1 << 24;
 
 /// What to train, and how.
 #[derive(Args)]
@@ -118,9 +121,21 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
         if scalar.is_finite() {
             let left = (args.probes - step) as f64 / (0.3 * args.probes as f64);
             let to = coefficient(-args.rate * left.min(1.0) * scalar);
-            state.apply(&[Payout { direction, from: 0, to }]);
+            update(state, Payout { direction, from: 0, to });
         }
     }
+}
+
+/// Applies a step, a large one in two threads, as the daemon does.
+fn update(state: &mut State, payout: Payout) {
+    let mut parts = state.split(if state.layout().dim() < TWO_THREADS_MIN { 1 } else { 2 });
+    let Some((own, other)) = parts.split_first_mut() else { return };
+    std::thread::scope(|scope| {
+        for part in other {
+            scope.spawn(|| part.apply(&[payout]));
+        }
+        own.apply(&[payout]);
+    });
 }
 
 /// Medians of the parts of a step, in milliseconds.
@@ -128,8 +143,6 @@ fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usi
     let run = RunId([1; 32]);
     let mut scratch = Scratch::default();
     let mut batch = vec![0; args.batch];
-    let mut view: Vec<Vec<f32>> =
-        state.layout().tensors().iter().map(|tensor| vec![0.0; tensor.len]).collect();
     let mut parts = [Vec::new(), Vec::new(), Vec::new()];
     for step in 0..steps + 2 {
         let (round, slot) = (Round(u64::from(step)), Slot(0));
@@ -139,14 +152,10 @@ fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usi
         model.probe(state, &direction, args.epsilon_log2, &batch, &mut scratch);
         let probed = began.elapsed();
         let began = Instant::now();
-        for plus in [true, false] {
-            let end = Some(End { direction: &direction, epsilon_log2: args.epsilon_log2, plus });
-            let tensors = view.iter_mut().enumerate();
-            tensors.for_each(|(index, out)| state.write_tensor(index, end, out));
-        }
+        model.write_ends(state, &direction, args.epsilon_log2, &batch, &mut scratch);
         let written = began.elapsed();
         let began = Instant::now();
-        state.apply(&[Payout { direction, from: 0, to: coefficient(1e-6) }]);
+        update(state, Payout { direction, from: 0, to: coefficient(1e-6) });
         let applied = began.elapsed();
         // The first steps make the weights and fill caches.
         if step >= 2 {
@@ -162,6 +171,6 @@ fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usi
     println!("part,median_ms,least_ms");
     println!("step,{:.2},{:.2}", probe.0 + apply.0, probe.1 + apply.1);
     println!("two forwards,{:.2},{:.2}", probe.0 - write.0, probe.1 - write.1);
-    println!("two view passes,{:.2},{:.2}", write.0, write.1);
+    println!("writing both ends,{:.2},{:.2}", write.0, write.1);
     println!("update of the state,{:.2},{:.2}", apply.0, apply.1);
 }

@@ -31,10 +31,12 @@ fn exp(x: f32) -> f32 {
     // ln 2 in two parts, so that the first product is exact.
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding and taking away this rounds to the nearest integer.
+    // Adding this rounds to the nearest integer, which stands in the lowest bits of the sum. A conversion
+    // to an integer would be checked for its range value by value, four times slower.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * LOG2_E + ROUND) - ROUND;
+    let shifted = x * LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = x - n * LN2_HIGH - n * LN2_LOW;
     // The Taylor polynomial of degree 6 on |r| ≤ ln 2 / 2.
     let mut p = 1.0 / 720.0;
@@ -44,21 +46,28 @@ fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    p * f32::from_bits(((n as i32 + 127) as u32) << 23)
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
 }
 
-/// The error function, after formula 7.1.26 of Abramowitz and Stegun: absolute error 1.5·10⁻⁷.
+/// The error function: a quotient of polynomials (XLA's) on ±4, beyond which it is ±1 in 32 bits. The
+/// absolute error is below 5·10⁻⁷.
 #[inline(always)]
 fn erf(x: f32) -> f32 {
-    let z = x.abs();
-    let t = 1.0 / (1.0 + 0.327_591_1 * z);
-    let mut p = 1.061_405_4;
-    p = p * t - 1.453_152;
-    p = p * t + 1.421_413_7;
-    p = p * t - 0.284_496_74;
-    p = p * t + 0.254_829_6;
-    let y = 1.0 - p * t * exp(-z * z);
-    f32::from_bits(y.to_bits() | x.to_bits() & 1 << 31)
+    let x = x.clamp(-4.0, 4.0);
+    let square = x * x;
+    let mut p = -2.726_142_3e-10;
+    p = p * square + 2.770_681_4e-8;
+    p = p * square - 2.101_024e-6;
+    p = p * square - 5.692_506_4e-5;
+    p = p * square - 7.349_906_3e-4;
+    p = p * square - 2.954_6e-3;
+    p = p * square - 1.609_603_3e-2;
+    let mut q = -1.456_607_2e-5;
+    q = q * square - 2.133_740_6e-4;
+    q = q * square - 1.682_827e-3;
+    q = q * square - 7.373_329e-3;
+    q = q * square - 1.426_473_9e-2;
+    x * p / q
 }
 
 /// How a feed-forward layer bends its inputs.
@@ -304,9 +313,13 @@ mod tests {
             let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
             assert!((ours / exact - 1.0).abs() < 4e-7, "{x}: {ours} {exact}");
         }
+        assert!(exp(f32::NAN).is_nan() && erf(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 2e-38 && exp(f32::INFINITY).is_finite());
         // Values of Abramowitz and Stegun's table 7.1.
-        for (x, exact) in [(0.0, 0.0), (0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.0, 0.995_322_3)] {
-            assert!((erf(x) - exact).abs() < 4e-7 && (erf(-x) + exact).abs() < 4e-7, "{x}");
+        for (x, exact) in
+            [(0.0, 0.0), (0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.0, 0.995_322_3), (9.0, 1.0)]
+        {
+            assert!((erf(x) - exact).abs() < 5e-7 && (erf(-x) + exact).abs() < 5e-7, "{x}");
         }
     }
 

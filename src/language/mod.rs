@@ -7,8 +7,12 @@
 //!
 //! **One set of weights.** A probe writes one end over the trained tensors, runs a forward pass, writes
 //! the other end over them and runs another, on the same batch. So a node holds the state (4 bytes a
-//! parameter), one view (4 bytes) and the activations of one forward pass. Sequences are packed, not
-//! padded; matrix products are candle's, the rest is in [`kernel`].
+//! parameter), one view (4 bytes) and the activations of one forward pass. Of tables of words and
+//! positions a probe writes the rows of its batch only: whoever reads weights has them written first.
+//!
+//! **A pass a thread.** The texts of a forward pass are shared out to the threads of the caller's pool, and
+//! each runs all layers over its own. Sequences are packed, not padded; matrix products are candle's, the
+//! rest is in [`kernel`].
 //!
 //! **What does not change is computed once.** If the lowest layers are not trained, their output for a
 //! training row is the same in every probe and is kept.

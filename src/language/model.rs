@@ -34,15 +34,20 @@ impl Batch {
             positions.extend(0..sequence.len() as u32);
             offsets.push(ids.len());
         }
-        let first = match config.kind {
-            Kind::Encoder { first_position, .. } => first_position as u32,
-            Kind::Decoder { .. } => 0,
-        };
+        let first = first_position(config);
         let rows: Vec<u32> = positions.iter().map(|position| position + first).collect();
         let tensor = |values: Vec<u32>| Tensor::from_vec(values, ids.len(), &Device::Cpu);
         let rows = tensor(rows)?;
         let len = ids.len();
         Ok(Batch { ids: Tensor::from_vec(ids, len, &Device::Cpu)?, positions, rows, offsets })
+    }
+}
+
+/// The row of the table of positions that the first token gets.
+pub(super) fn first_position(config: &Config) -> u32 {
+    match config.kind {
+        Kind::Encoder { first_position, .. } => first_position as u32,
+        Kind::Decoder { .. } => 0,
     }
 }
 
@@ -198,5 +203,27 @@ pub(super) fn layer_of(config: &Config, name: &str) -> usize {
         None if name.contains("embed") => 0,
         None => config.layers,
         Some(layer) => layer,
+    }
+}
+
+/// What a forward pass reads of a tensor.
+#[derive(Clone, Copy)]
+pub(super) enum Read {
+    /// All of it.
+    Whole,
+    /// The rows of the batch's tokens.
+    Words,
+    /// The rows of the batch's positions.
+    Positions,
+}
+
+/// What a forward pass reads of the tensor of this name.
+pub(super) fn read_of(config: &Config, name: &str) -> Read {
+    let own_output = matches!(config.kind, Kind::Decoder { tied: false, .. });
+    match name {
+        "embeddings.word_embeddings.weight" => Read::Words,
+        "embed_tokens.weight" if own_output => Read::Words,
+        "embeddings.position_embeddings.weight" => Read::Positions,
+        _ => Read::Whole,
     }
 }

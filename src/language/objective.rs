@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use rayon::prelude::*;
 
 use super::data::{Texts, Tokens};
+use super::decoder::Decoder;
 use super::folder::Folder;
 use super::kernel;
 use super::load::{Core, LanguageError};
-use super::model::{Batch, Model};
+use super::model::{self, Batch, Model, Read};
 use super::op;
 use super::spec::{Head, LanguageSpec, Task};
 use crate::data::Dataset;
@@ -61,6 +63,12 @@ struct View {
     classifier: Option<(Tensor, Tensor)>,
 }
 
+/// The rows of its tables that a forward pass reads.
+struct Needed {
+    words: Vec<u32>,
+    positions: Vec<u32>,
+}
+
 impl View {
     fn new(core: Arc<Core>) -> CandleResult<View> {
         let mut weights = core.fixed.clone();
@@ -76,10 +84,26 @@ impl View {
         Ok(View { core, trained, model, classifier })
     }
 
-    fn write(&self, state: &State, end: Option<End<'_>>) -> CandleResult<()> {
-        let write = |tensor| op::Write { state, tensor, end };
-        let each = |(index, tensor): (usize, &Tensor)| tensor.inplace_op1(&write(index));
-        self.trained.iter().enumerate().try_for_each(each)
+    /// Writes all weights, or what a forward pass over a batch needs: half of a small encoder is its table
+    /// of words, of which a batch has few.
+    fn write(
+        &self,
+        state: &State,
+        end: Option<End<'_>>,
+        needed: Option<&Needed>,
+    ) -> CandleResult<()> {
+        let core = &self.core;
+        let each = |(index, tensor): (usize, &Tensor)| {
+            let rows = needed.and_then(|needed| {
+                match model::read_of(&core.config, &core.trained[index]) {
+                    Read::Whole => None,
+                    Read::Words => Some(&needed.words[..]),
+                    Read::Positions => Some(&needed.positions[..]),
+                }
+            });
+            tensor.inplace_op1(&op::Write { state, tensor: index, end, rows })
+        };
+        self.trained.par_iter().enumerate().try_for_each(each)
     }
 
     fn copy(&self, mut params: &[f32]) -> CandleResult<()> {
@@ -116,6 +140,38 @@ impl Sum {
 struct Rows<'a> {
     sequences: Vec<&'a [u32]>,
     entries: Vec<Option<usize>>,
+}
+
+impl<'a> Rows<'a> {
+    /// Cuts them into runs of about equally many tokens.
+    fn split(&self, parts: usize) -> Vec<Rows<'a>> {
+        let all: usize = self.sequences.iter().map(|sequence| sequence.len()).sum();
+        let mut pieces: Vec<Rows<'a>> = Vec::with_capacity(parts);
+        let (mut tokens, mut last) = (0, None);
+        for (sequence, entry) in self.sequences.iter().zip(&self.entries) {
+            // The part in which the middle of the sequence lies.
+            let part = (2 * tokens + sequence.len()) * parts / (2 * all);
+            tokens += sequence.len();
+            if last.replace(part) != Some(part) {
+                pieces.push(Rows { sequences: Vec::new(), entries: Vec::new() });
+            }
+            let piece = pieces.last_mut().expect("just made");
+            piece.sequences.push(sequence);
+            piece.entries.push(*entry);
+        }
+        pieces
+    }
+
+    /// Runs forward passes over them, one in each thread of the caller's pool: a whole pass over a part of
+    /// the texts never waits for another thread, and its values stay in the caches of one core.
+    fn spread<T: Send>(
+        &self,
+        pass: impl Fn(&Rows<'a>) -> CandleResult<Vec<T>> + Sync + Send,
+    ) -> CandleResult<Vec<T>> {
+        let pieces = self.split(rayon::current_num_threads());
+        let results: CandleResult<Vec<Vec<T>>> = pieces.par_iter().map(pass).collect();
+        Ok(results?.into_iter().flatten().collect())
+    }
 }
 
 impl LanguageModel {
@@ -187,14 +243,60 @@ impl LanguageModel {
         }
     }
 
+    /// What a probe on rows of the training texts reads of the tables.
+    fn needed(&self, rows: &[u32]) -> Needed {
+        let core = &self.core;
+        let own = rows.iter().map(|row| &self.texts.train.sequences[*row as usize]);
+        let sequences = || own.clone().chain(&core.prototypes);
+        let mut words: Vec<u32> = sequences().flatten().copied().collect();
+        words.sort_unstable();
+        words.dedup();
+        let first = model::first_position(&core.config);
+        let longest = sequences().map(|sequence| sequence.len()).max().unwrap_or(0);
+        Needed { words, positions: (first..first + longest as u32).collect() }
+    }
+
+    /// Calls `then` on each end of a probe, the weights written as far as the batch needs them.
+    fn at_ends<T>(
+        &self,
+        view: &View,
+        state: &State,
+        (direction, epsilon_log2): (&Direction, i32),
+        batch: &[u32],
+        mut then: impl FnMut() -> CandleResult<T>,
+    ) -> CandleResult<(T, T)> {
+        let needed = self.needed(batch);
+        let mut at = |plus| {
+            view.write(state, Some(End { direction, epsilon_log2, plus }), Some(&needed))?;
+            then()
+        };
+        Ok((at(true)?, at(false)?))
+    }
+
+    /// What a probe does beside its two forward passes, to measure it.
+    pub fn write_ends(
+        &self,
+        state: &State,
+        direction: &Direction,
+        epsilon_log2: i32,
+        batch: &[u32],
+        scratch: &mut Scratch,
+    ) {
+        let batch = self.within_budget(batch);
+        self.with_view(scratch, |view| {
+            self.at_ends(view, state, (direction, epsilon_log2), batch, || Ok(()))
+        });
+    }
+
     fn measure(&self, view: &View, split: Split, rows: &[u32]) -> CandleResult<Sum> {
         let labels = &self.tokens(split).labels;
         let labels: Vec<usize> = rows.iter().map(|row| labels[*row as usize].into()).collect();
         let rows = self.rows(split, rows);
         match (self.core.spec.task, &view.model) {
             (Task::Classify, Model::Encoder(_)) => self.classify(view, rows, &labels),
-            (Task::Classify, Model::Decoder(_)) => self.answer(view, &rows, &labels),
-            (Task::Causal, _) => self.predict(view, &rows),
+            (Task::Classify, Model::Decoder(decoder)) => self.answer(view, decoder, &rows, &labels),
+            (Task::Causal, Model::Decoder(decoder)) => self.predict(view, decoder, &rows),
+            (Task::Causal, Model::Encoder(_)) => unreachable!("an encoder does not predict"),
         }
     }
 
@@ -261,10 +363,13 @@ impl LanguageModel {
     fn vectors(&self, view: &View, rows: &Rows<'_>) -> CandleResult<Vec<Box<[f32]>>> {
         let width = self.core.config.hidden;
         let pooled = |rows: &Rows<'_>| {
-            let (x, batch) = self.states(view, rows)?;
-            op::with(&x, |values| {
-                let one = |pair: &[usize]| pool(&values[pair[0] * width..pair[1] * width], width);
-                batch.offsets.windows(2).map(one).collect()
+            rows.spread(|rows| {
+                let (x, batch) = self.states(view, rows)?;
+                op::with(&x, |values| {
+                    let one =
+                        |pair: &[usize]| pool(&values[pair[0] * width..pair[1] * width], width);
+                    batch.offsets.windows(2).map(one).collect()
+                })
             })
         };
         match self.core.depth == self.core.config.layers {
@@ -311,48 +416,54 @@ impl LanguageModel {
     }
 
     /// A decoder's classes: the logits of the labels' first tokens behind the text.
-    fn answer(&self, view: &View, rows: &Rows<'_>, labels: &[usize]) -> CandleResult<Sum> {
-        let Model::Decoder(decoder) = &view.model else { unreachable!("a decoder answers") };
-        let (x, batch) = self.states(view, rows)?;
-        let last: Vec<u32> = batch.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
+    fn answer(
+        &self,
+        view: &View,
+        decoder: &Decoder,
+        rows: &Rows<'_>,
+        labels: &[usize],
+    ) -> CandleResult<Sum> {
         let index = |ids: Vec<u32>| {
             let len = ids.len();
             Tensor::from_vec(ids, len, &Device::Cpu)
         };
-        let x = decoder.finish(&x.index_select(&index(last)?, 0)?)?;
-        let words = decoder.output.index_select(&index(self.core.answers.clone())?, 0)?;
-        let logits = x.matmul(&words.t()?)?;
-        let mut sum = Sum::default();
-        op::with(&logits, |logits| {
-            for (row, &label) in logits.chunks(self.core.classes).zip(labels) {
-                sum.add(kernel::cross_entropy(&mut row.to_vec(), label));
-            }
+        let words = decoder.output.index_select(&index(self.core.answers.clone())?, 0)?.t()?;
+        let logits = rows.spread(|rows| {
+            let (x, batch) = self.states(view, rows)?;
+            let last: Vec<u32> = batch.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
+            let x = decoder.finish(&x.index_select(&index(last)?, 0)?)?;
+            op::with(&x.matmul(&words)?, <[f32]>::to_vec)
         })?;
+        let mut sum = Sum::default();
+        for (row, &label) in logits.chunks(self.core.classes).zip(labels) {
+            sum.add(kernel::cross_entropy(&mut row.to_vec(), label));
+        }
         Ok(sum)
     }
 
     /// A decoder's next tokens.
-    fn predict(&self, view: &View, rows: &Rows<'_>) -> CandleResult<Sum> {
-        let Model::Decoder(decoder) = &view.model else { unreachable!("a decoder predicts") };
-        let (x, batch) = self.states(view, rows)?;
-        let x = decoder.finish(&x)?;
+    fn predict(&self, view: &View, decoder: &Decoder, rows: &Rows<'_>) -> CandleResult<Sum> {
         let output = decoder.output.t()?;
         let vocabulary = self.core.config.vocabulary;
-        // The target of a token is the next one; the last of a sequence has none.
-        let mut targets: Vec<Option<u32>> = Vec::with_capacity(batch.positions.len());
-        for sequence in &rows.sequences {
-            targets.extend(sequence[1..].iter().copied().map(Some));
-            targets.push(None);
-        }
-        let mut sum = Sum::default();
-        let chunk = (LOGITS_MAX / vocabulary).max(1);
-        for (at, targets) in targets.chunks(chunk).enumerate() {
-            let logits = x.narrow(0, at * chunk, targets.len())?.matmul(&output)?;
-            let rows = op::Losses { targets, width: vocabulary };
-            for loss in rows.of(&logits)? {
-                sum.add(loss);
+        let chunk = (LOGITS_MAX / rayon::current_num_threads() / vocabulary).max(1);
+        let losses = rows.spread(|rows| {
+            let (x, batch) = self.states(view, rows)?;
+            let x = decoder.finish(&x)?;
+            // The target of a token is the next one; the last of a sequence has none.
+            let mut targets: Vec<Option<u32>> = Vec::with_capacity(batch.positions.len());
+            for sequence in &rows.sequences {
+                targets.extend(sequence[1..].iter().copied().map(Some));
+                targets.push(None);
             }
-        }
+            let mut losses = Vec::with_capacity(targets.len());
+            for (at, targets) in targets.chunks(chunk).enumerate() {
+                let logits = x.narrow(0, at * chunk, targets.len())?.matmul(&output)?;
+                losses.extend(op::Losses { targets, width: vocabulary }.of(&logits)?);
+            }
+            Ok(losses)
+        })?;
+        let mut sum = Sum::default();
+        losses.into_iter().for_each(|loss| sum.add(loss));
         Ok(sum)
     }
 
@@ -452,11 +563,9 @@ impl Objective for LanguageModel {
     ) -> (f32, f32) {
         let batch = self.within_budget(batch);
         self.with_view(scratch, |view| {
-            let loss = |plus: bool| -> CandleResult<f32> {
-                view.write(state, Some(End { direction, epsilon_log2, plus }))?;
+            self.at_ends(view, state, (direction, epsilon_log2), batch, || {
                 Ok(self.measure(view, Split::Train, batch)?.mean() as f32)
-            };
-            Ok((loss(true)?, loss(false)?))
+            })
         })
     }
 
@@ -470,7 +579,7 @@ impl Objective for LanguageModel {
             return evaluation;
         }
         let evaluation = self.with_view(scratch, |view| {
-            view.write(state, None)?;
+            view.write(state, None, None)?;
             self.evaluate_view(view, split)
         });
         *known = Some((hash, split, evaluation));
@@ -525,7 +634,7 @@ impl Objective for LanguageModel {
 #[cfg(test)]
 pub(super) fn outputs_of(model: &LanguageModel, state: &State, row: u32) -> Vec<f32> {
     model.with_view(&mut Scratch::default(), |view| {
-        view.write(state, None)?;
+        view.write(state, None, None)?;
         let (x, batch) = model.states(view, &model.rows(Split::Test, &[row]))?;
         match &view.model {
             Model::Encoder(_) => op::with(&x, <[f32]>::to_vec),
@@ -549,7 +658,7 @@ pub(super) fn named(state: &State) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     let tensors = state.layout().tensors().iter().enumerate();
     let named = tensors.map(|(index, tensor)| {
         let mut values = vec![0.0; tensor.len];
-        state.write_tensor(index, None, &mut values);
+        state.write_part(index, 0, None, &mut values);
         (tensor.name.clone(), (tensor.shape.clone(), values))
     });
     named.collect()

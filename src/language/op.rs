@@ -9,6 +9,7 @@ use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use rayon::prelude::*;
 
 use super::kernel::{self, Activation};
+use crate::direction::BLOCK_PARAMETERS;
 use crate::params::{End, State};
 
 /// The values of a tensor in memory order.
@@ -35,11 +36,16 @@ pub(super) fn with<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result
     }
 }
 
+/// Parameters written by one thread at a time: whole blocks of a direction's signs.
+const WRITE_CHUNK: usize = 128 * BLOCK_PARAMETERS;
+
 /// Writes a tensor of the state, or one end of a probe, over a weight.
 pub(super) struct Write<'a> {
     pub(super) state: &'a State,
     pub(super) tensor: usize,
     pub(super) end: Option<End<'a>>,
+    /// Only these rows of the matrix.
+    pub(super) rows: Option<&'a [u32]>,
 }
 
 impl InplaceOp1 for Write<'_> {
@@ -47,7 +53,19 @@ impl InplaceOp1 for Write<'_> {
         "write-weights"
     }
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        self.state.write_tensor(self.tensor, self.end, slice_mut(storage, layout)?);
+        let out = slice_mut(storage, layout)?;
+        let write = |first: usize, out: &mut [f32]| {
+            self.state.write_part(self.tensor, first, self.end, out)
+        };
+        if let Some(rows) = self.rows {
+            let width = layout.dims()[1];
+            for first in rows.iter().map(|row| *row as usize * width) {
+                write(first, &mut out[first..first + width]);
+            }
+        } else {
+            let chunks = out.par_chunks_mut(WRITE_CHUNK).enumerate();
+            chunks.for_each(|(chunk, out)| write(chunk * WRITE_CHUNK, out));
+        }
         Ok(())
     }
 }
