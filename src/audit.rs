@@ -259,6 +259,8 @@ struct Pooled {
     correlation: f64,
     /// Repetitions that are left without the extreme auditors.
     kept: u32,
+    /// Whether most of the auditors, each on its own, find less than [`THRESHOLD`].
+    most_find_lies: bool,
     auditors: usize,
     samples: u32,
 }
@@ -289,7 +291,7 @@ impl<'a> Panel<'a> {
     ///
     /// A score is the lower one of two, from the newest heights that together have enough and from all
     /// heights that are looked back on: the first finds out who begins to lie, the second who lies at
-    /// random and was lucky in few repetitions. It convicts below [`THRESHOLD`], unless the second is above
+    /// random and was lucky in few repetitions. It convicts below [`THRESHOLD`] where most auditors, each on its own, find as little, unless the second is above
     /// [`CLEARED`], or no lower than chance makes the usual one of all origins: then it is the score.
     ///
     /// Enough are `2·faulty + 1` auditors, [`SAMPLES_MIN`] repetitions, and [`KEPT_MIN`] of them without the
@@ -304,8 +306,9 @@ impl<'a> Panel<'a> {
         let score = |(newest, all): (Pooled, Pooled)| {
             let cleared = CLEARED.min(unusual(usual, all.kept, self.height));
             let lower = if newest.correlation <= all.correlation { newest } else { all };
-            let convicts = lower.correlation < THRESHOLD && all.correlation < cleared;
-            let is_dip = lower.correlation < THRESHOLD && !convicts;
+            let is_low = lower.correlation < THRESHOLD;
+            let convicts = is_low && lower.most_find_lies && all.correlation < cleared;
+            let is_dip = is_low && !convicts;
             let Pooled { correlation, auditors, samples, .. } = if is_dip { all } else { lower };
             Score { correlation, auditors, samples, convicts }
         };
@@ -408,7 +411,8 @@ fn pooled<'a>(
     let mut middle = Sample::new(origin, origin);
     by_auditor[faulty..auditors - faulty].iter().for_each(|sample| middle.join(sample));
     let (correlation, kept) = (middle.correlation(), middle.count);
-    (kept >= KEPT_MIN).then_some(Pooled { correlation, kept, auditors, samples })
+    let most_find_lies = by_auditor[auditors / 2].correlation() < THRESHOLD;
+    (kept >= KEPT_MIN).then_some(Pooled { correlation, kept, most_find_lies, auditors, samples })
 }
 
 #[cfg(test)]
