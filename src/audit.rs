@@ -52,6 +52,9 @@ const CLEARED: f64 = 0.6;
 /// chance makes the usual: honest ones reach 0.8, who reports the opposite −0.8, who reports anything 0.
 const BELIEVED: f64 = 0.3;
 
+/// Repetitions of those whom most find honest, before an auditor is heard at all.
+const BELIEF_MIN: u32 = 4;
+
 /// Values are clipped at so many standard deviations of the height's scale, so that a few large honest
 /// values do not hide many small lies.
 const CLIP: f64 = 3.0;
@@ -237,7 +240,7 @@ fn median(values: &mut [f64]) -> Option<f64> {
 /// A majority of honest auditors is enough to find out which auditors lie about many: an origin whose
 /// records fit the repetitions of most of its auditors is *found honest*, by a median that less than
 /// half of them cannot move beyond what honest ones found; and who reports of those, taken together,
-/// that they lie is itself the liar. Those who are not heard are no longer among the `faulty` whose findings
+/// that they lie is itself the liar. Who has repeated less than [`BELIEF_MIN`] of them is not heard yet. Liars found out in this way are no longer among the `faulty` whose findings
 /// are left out on either side of a score.
 ///
 /// How well honest repetitions fit depends on the run: a model that jumps about between a probe and its
@@ -280,9 +283,9 @@ impl<'a> Panel<'a> {
         unheard.sort_unstable();
         unheard.dedup();
         unheard.retain(|&auditor| !counts(auditor));
-        let disbelieved = disbelieved(height, all(), &unheard);
+        let [disbelieved, unproven] = not_believed(height, all(), &unheard);
         let faulty = faulty.saturating_sub(disbelieved.len());
-        unheard.extend(disbelieved);
+        unheard.extend(disbelieved.into_iter().chain(unproven));
         unheard.sort_unstable();
         Panel { height, heights, unheard, faulty }
     }
@@ -343,12 +346,13 @@ impl<'a> Panel<'a> {
     }
 }
 
-/// Auditors whose repetitions of those whom most find honest do not fit.
-fn disbelieved<'a>(
+/// Auditors whose repetitions of those whom most find honest do not fit, and those who repeated too
+/// few of them to tell.
+fn not_believed<'a>(
     height: Height,
     samples: impl Iterator<Item = &'a Sample>,
     unheard: &[Origin],
-) -> Vec<Origin> {
+) -> [Vec<Origin>; 2] {
     let heard =
         |sample: &&Sample| sample.count > 0 && unheard.binary_search(&sample.auditor).is_err();
     let mut samples: Vec<&Sample> = samples.filter(heard).collect();
@@ -364,7 +368,9 @@ fn disbelieved<'a>(
             _ => pairs.push(*sample),
         }
     }
-    let mut of_honest: Vec<Sample> = Vec::new();
+    // Of every auditor, whether it repeated any of the honest or not.
+    let mut of_honest: Vec<Sample> =
+        pairs.iter().map(|pair| Sample::new(pair.auditor, pair.origin)).collect();
     for of_origin in pairs.chunk_by(|a, b| a.origin == b.origin) {
         let mut found: Vec<f64> = of_origin.iter().map(Sample::correlation).collect();
         found.sort_by(f64::total_cmp);
@@ -382,10 +388,13 @@ fn disbelieved<'a>(
             all
         })
         .collect();
-    let mut fits: Vec<f64> = of_auditors.iter().map(Sample::correlation).collect();
+    let (proven, unproven): (Vec<Sample>, Vec<Sample>) =
+        of_auditors.into_iter().partition(|of| of.count >= BELIEF_MIN);
+    let mut fits: Vec<f64> = proven.iter().map(Sample::correlation).collect();
     let usual = median(&mut fits).unwrap_or(1.0);
     let lies = |of: &&Sample| of.correlation() < BELIEVED.min(unusual(usual, of.count, height));
-    of_auditors.iter().filter(lies).map(|of| of.auditor).collect()
+    let disbelieved = proven.iter().filter(lies).map(|of| of.auditor).collect();
+    [disbelieved, unproven.iter().map(|of| of.auditor).collect()]
 }
 
 /// The correlation over all auditors but the `faulty` lowest and highest, if there are enough.
@@ -424,7 +433,7 @@ mod tests {
     fn score(heights: &[&[Sample]], faulty: usize) -> Option<Score> {
         // Two honest origins beside it, by which it is measured.
         let others = (1..=2).flat_map(|origin| {
-            (1..=5).map(move |auditor| {
+            (1..=7).map(move |auditor| {
                 let truth = sample(auditor, &[(1.0, 0.9), (-0.7, -0.8), (0.5, 0.45)].repeat(3));
                 Sample { origin: Origin(origin), ..truth }
             })
@@ -559,12 +568,11 @@ mod tests {
     }
 
     #[test]
-    fn where_nobody_is_found_honest_everybody_is_heard() {
-        // Nobody is found honest, so there is nothing that findings could be held against.
-        let nobody = found(|_| -1.0);
-        let few: Vec<Sample> =
-            nobody.into_iter().filter(|sample| sample.origin >= Origin(10)).collect();
-        assert_eq!(panel(&[&few[..]; 8], 4).unheard, []);
+    fn where_nobody_is_found_honest_there_are_no_verdicts() {
+        // Liars that nobody clears, and nobody beside them to be measured by.
+        let few = found(|_| -1.0).into_iter().filter(|sample| sample.origin >= Origin(10));
+        let few: Vec<Sample> = few.collect();
+        assert_eq!(panel(&[&few[..]; 8], 4).scores(15), vec![None; 15]);
     }
 
     #[test]
