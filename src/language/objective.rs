@@ -3,19 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 
+#[cfg(feature = "cuda")]
+use super::cuda::StateCopy;
 use super::data::{Texts, Tokens};
+use super::device::Device;
 use super::folder::Folder;
 use super::kernel;
 use super::load::{Core, LanguageError};
 use super::model::{Batch, Model};
-use super::op;
 use super::spec::{Head, LanguageSpec, Task};
+use super::{op, pass};
 use crate::data::Dataset;
 use crate::direction::Direction;
 use crate::objective::{Evaluation, Objective, Scratch, Split};
-use crate::params::{End, State, TensorSpec};
+use crate::params::{End, Mark, Payout, State, TensorSpec};
 
 /// Tokens of a forward pass of an evaluation.
 const EVALUATION_TOKENS: usize = 2048;
@@ -59,6 +62,9 @@ struct View {
     trained: Vec<Tensor>,
     model: Model,
     classifier: Option<(Tensor, Tensor)>,
+    /// The state, where the weights are on a device.
+    #[cfg(feature = "cuda")]
+    copy: Option<StateCopy>,
 }
 
 impl View {
@@ -66,18 +72,40 @@ impl View {
         let mut weights = core.fixed.clone();
         let mut trained = Vec::with_capacity(core.tensors.len());
         for (name, spec) in core.trained.iter().zip(&core.tensors) {
-            let tensor = Tensor::zeros(spec.shape.as_slice(), DType::F32, &Device::Cpu)?;
+            let tensor = Tensor::zeros(spec.shape.as_slice(), DType::F32, &core.device)?;
             weights.insert(name.clone(), tensor.clone());
             trained.push(tensor);
         }
         let part = |part: &str| weights.get(&format!("classifier.{part}")).cloned();
         let classifier = part("weight").zip(part("bias"));
-        let model = Model::new(&core.config, &weights, core.spec.tokens as usize);
-        Ok(View { core, trained, model, classifier })
+        let positions = core.spec.tokens as usize;
+        let model = Model::new(&core.config, &weights, positions, &core.device)?;
+        Ok(View {
+            core,
+            trained,
+            model,
+            classifier,
+            #[cfg(feature = "cuda")]
+            copy: None,
+        })
     }
 
-    fn write(&self, state: &State, end: Option<End<'_>>) -> CandleResult<()> {
-        let write = |tensor| op::Write { state, tensor, end };
+    fn write(&mut self, state: &State, end: Option<End<'_>>) -> CandleResult<()> {
+        #[cfg(feature = "cuda")]
+        if let candle_core::Device::Cuda(device) = &self.core.device {
+            match &mut self.copy {
+                Some(copy) if copy.is_of(&state.mark()) => (),
+                Some(copy) => copy.renew(state)?,
+                None => self.copy = Some(StateCopy::new(device, state)?),
+            }
+        }
+        let write = |tensor| op::Write {
+            state,
+            tensor,
+            end,
+            #[cfg(feature = "cuda")]
+            copy: self.copy.as_ref(),
+        };
         let each = |(index, tensor): (usize, &Tensor)| tensor.inplace_op1(&write(index));
         self.trained.iter().enumerate().try_for_each(each)
     }
@@ -128,7 +156,20 @@ impl LanguageModel {
         spec: &LanguageSpec,
         dataset: &Dataset,
     ) -> Result<LanguageModel, LanguageError> {
-        let core = Core::new(folder, spec, dataset)?;
+        LanguageModel::on(Device::Cpu, folder, spec, dataset)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::new`], or if the device cannot be used.
+    pub fn on(
+        device: Device,
+        folder: &Folder,
+        spec: &LanguageSpec,
+        dataset: &Dataset,
+    ) -> Result<LanguageModel, LanguageError> {
+        let core = Core::new(folder, spec, dataset, device.open()?)?;
         let texts = Texts::new(dataset, &folder.tokenizer, spec, core.config.is_decoder())?;
         Ok(LanguageModel { core: Arc::new(core), texts: Arc::new(texts), known: Mutex::default() })
     }
@@ -155,15 +196,20 @@ impl LanguageModel {
         &batch[..fits.count().max(1)]
     }
 
-    fn with_view<T>(&self, scratch: &mut Scratch, f: impl FnOnce(&View) -> CandleResult<T>) -> T {
+    fn with_view<T>(
+        &self,
+        scratch: &mut Scratch,
+        f: impl FnOnce(&mut View) -> CandleResult<T>,
+    ) -> T {
         let held = scratch.weights.0.take().filter(|view| Arc::ptr_eq(&view.core, &self.core));
         let view = held.map_or_else(|| View::new(Arc::clone(&self.core)).map(Box::new), Ok);
-        let result = view.and_then(|view| {
-            let result = f(&view);
+        let result = view.and_then(|mut view| {
+            let result = f(&mut view);
             scratch.weights.0 = Some(view);
             result
         });
-        // Names and shapes were compared when the model was loaded.
+        // Names and shapes were compared when the model was loaded. A device may run out of memory or fall off
+        // its bus: nothing can be measured then.
         result.unwrap_or_else(|error| panic!("a model whose shapes were checked: {error}"))
     }
 
@@ -201,13 +247,13 @@ impl LanguageModel {
     /// Hidden states behind the last layer, token by token.
     fn states(&self, view: &View, rows: &Rows<'_>) -> CandleResult<(Tensor, Batch)> {
         let (config, depth) = (&self.core.config, self.core.depth);
-        let batch = Batch::new(config, &rows.sequences)?;
+        let batch = Batch::new(config, &rows.sequences, &self.core.device)?;
         if depth == 0 || rows.entries.iter().all(Option::is_none) {
             let x = view.model.embed(&batch)?;
             return Ok((view.model.layers(0..config.layers, x, &batch)?, batch));
         }
         let below = |rows: &Rows<'_>| -> CandleResult<Vec<Box<[f32]>>> {
-            let batch = Batch::new(config, &rows.sequences)?;
+            let batch = Batch::new(config, &rows.sequences, &self.core.device)?;
             let x = view.model.embed(&batch)?;
             let x = view.model.layers(0..depth, x, &batch)?;
             op::with(&x, |values| {
@@ -220,7 +266,7 @@ impl LanguageModel {
         let x = Tensor::from_vec(
             pieces.concat(),
             (batch.positions.len(), config.hidden),
-            &Device::Cpu,
+            &self.core.device,
         )?;
         Ok((view.model.layers(depth..config.layers, x, &batch)?, batch))
     }
@@ -317,7 +363,7 @@ impl LanguageModel {
         let last: Vec<u32> = batch.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
         let index = |ids: Vec<u32>| {
             let len = ids.len();
-            Tensor::from_vec(ids, len, &Device::Cpu)
+            Tensor::from_vec(ids, len, &self.core.device)
         };
         let x = decoder.finish(&x.index_select(&index(last)?, 0)?)?;
         let words = decoder.output.index_select(&index(self.core.answers.clone())?, 0)?;
@@ -348,8 +394,7 @@ impl LanguageModel {
         let chunk = (LOGITS_MAX / vocabulary).max(1);
         for (at, targets) in targets.chunks(chunk).enumerate() {
             let logits = x.narrow(0, at * chunk, targets.len())?.matmul(&output)?;
-            let rows = op::Losses { targets, width: vocabulary };
-            for loss in rows.of(&logits)? {
+            for loss in pass::losses(&logits, targets)? {
                 sum.add(loss);
             }
         }
@@ -452,12 +497,25 @@ impl Objective for LanguageModel {
     ) -> (f32, f32) {
         let batch = self.within_budget(batch);
         self.with_view(scratch, |view| {
-            let loss = |plus: bool| -> CandleResult<f32> {
+            let mut loss = |plus: bool| -> CandleResult<f32> {
                 view.write(state, Some(End { direction, epsilon_log2, plus }))?;
                 Ok(self.measure(view, Split::Train, batch)?.mean() as f32)
             };
             Ok((loss(true)?, loss(false)?))
         })
+    }
+
+    fn applied(&self, before: &Mark, payouts: &[Payout], state: &State, scratch: &mut Scratch) {
+        #[cfg(feature = "cuda")]
+        if let Some(copy) = scratch.weights.0.as_mut().and_then(|view| view.copy.as_mut())
+            && copy.is_of(before)
+        {
+            // Where this fails it is a copy of nothing, and made anew for the next probe, which says what ails
+            // the device.
+            let _ = copy.apply(payouts, state);
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = (before, payouts, state, scratch);
     }
 
     fn quality(&self, state: &State, split: Split, scratch: &mut Scratch) -> Evaluation {
