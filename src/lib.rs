@@ -3,6 +3,8 @@
 //! Everything here is pure: no sockets, files, clocks, threads or global randomness. Time and
 //! generators are arguments, so the same seed gives the same bytes.
 
+#![cfg_attr(not(feature = "cuda"), forbid(unsafe_code))]
+
 pub mod audit;
 pub mod clock;
 pub mod codec;

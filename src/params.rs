@@ -15,6 +15,8 @@
 //! moves it. That no parameter wraps through the end of its range is the ledger's bound to keep; the
 //! ranges chosen here leave 128 times the base model's largest magnitude.
 
+use std::sync::Arc;
+
 use thiserror::Error;
 
 use crate::direction::{BLOCK_PARAMETERS, Direction, SignBlock, sign_words_of};
@@ -127,6 +129,22 @@ pub struct State {
     layout: Layout,
     // As many as the layout has parameters, in its order.
     values: Vec<i32>,
+    // A new one with every change. All marks are equal, so it takes no part in comparisons.
+    mark: Mark,
+}
+
+/// Tells whether a copy of a state, such as a device's, is still one: two states with the same mark hold
+/// the same values.
+///
+/// A mark is known by its place in memory, which nothing else gets while somebody holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark(Arc<()>);
+
+impl Mark {
+    /// Whether these are the mark of the same values. Equal values may have different marks.
+    pub fn is(&self, other: &Mark) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 /// Why a state could not be made; nothing was changed.
@@ -177,7 +195,7 @@ impl State {
             values.extend(base.iter().map(|&v| (f64::from(v) * inverse).round_ties_even() as i32));
             tensors.push(Tensor { name: spec.name, shape: spec.shape, offset, len, lsb_log2 });
         }
-        Ok(State { layout: Layout { tensors, dim }, values })
+        Ok(State { layout: Layout { tensors, dim }, values, mark: Mark::default() })
     }
 
     /// A state from the values of another one of the same layout, such as a checkpoint's.
@@ -188,7 +206,7 @@ impl State {
         if values.len() != layout.dim {
             return Err(StateError::Length { values: values.len(), parameters: layout.dim });
         }
-        Ok(State { layout, values })
+        Ok(State { layout, values, mark: Mark::default() })
     }
 
     /// The tensors and their units.
@@ -199,6 +217,11 @@ impl State {
     /// The parameters in units of their tensors' LSBs.
     pub fn values(&self) -> &[i32] {
         &self.values
+    }
+
+    /// The mark of the values as they are now.
+    pub fn mark(&self) -> Mark {
+        self.mark.clone()
     }
 
     /// Replaces coefficients: adds, along each direction, what the new one adds beyond the old one.
@@ -215,6 +238,7 @@ impl State {
     /// # Panics
     /// If `parts` is zero.
     pub fn split(&mut self, parts: usize) -> Vec<Part<'_>> {
+        self.mark = Mark::default();
         let superblocks = |tensor: &Tensor| tensor.len.div_ceil(SUPERBLOCK_PARAMETERS);
         let all: usize = self.layout.tensors.iter().map(superblocks).sum();
         let most = all.div_ceil(parts);
@@ -249,6 +273,7 @@ impl State {
     /// If the layouts differ.
     pub fn add(&mut self, other: &State) {
         assert!(self.layout == other.layout, "states of one layout");
+        self.mark = Mark::default();
         let pairs = self.values.iter_mut().zip(&other.values);
         pairs.for_each(|(value, other)| *value = value.wrapping_add(*other));
     }
@@ -259,6 +284,7 @@ impl State {
     /// If the layouts differ.
     pub fn subtract(&mut self, other: &State) {
         assert!(self.layout == other.layout, "states of one layout");
+        self.mark = Mark::default();
         let pairs = self.values.iter_mut().zip(&other.values);
         pairs.for_each(|(value, other)| *value = value.wrapping_sub(*other));
     }
@@ -320,10 +346,7 @@ impl State {
         let mut values = &self.values[offset..offset + len][first..first + out.len()];
         let lsb = pow2_f64(lsb_log2) as f32;
         let Some(end) = end else { return kernel::view(values, lsb, out) };
-        let log2 = end.epsilon_log2;
-        assert!((-126..=127).contains(&log2), "2^{log2} is a normal f32");
-        let epsilon = pow2_f64(log2) as f32;
-        let step = if end.plus { epsilon } else { -epsilon };
+        let step = end.step();
         let mut signs = [[0; 16]; kernel::SUPERBLOCK];
         let (mut block, skip) = ((first / BLOCK_PARAMETERS) as u64, first % BLOCK_PARAMETERS);
         let mut out = out;
@@ -393,6 +416,19 @@ pub struct End<'a> {
     pub plus: bool,
 }
 
+impl End<'_> {
+    /// What is added where the direction's sign is plus.
+    ///
+    /// # Panics
+    /// If ε is not a normal `f32`.
+    pub(crate) fn step(&self) -> f32 {
+        let log2 = self.epsilon_log2;
+        assert!((-126..=127).contains(&log2), "2^{log2} is a normal f32");
+        let epsilon = pow2_f64(log2) as f32;
+        if self.plus { epsilon } else { -epsilon }
+    }
+}
+
 /// Parameters whose signs are generated at a time.
 const SUPERBLOCK_PARAMETERS: usize = BLOCK_PARAMETERS * kernel::SUPERBLOCK;
 
@@ -417,16 +453,23 @@ impl Part<'_> {
         let mut changes = Vec::with_capacity(payouts.len());
         for Piece { tensor, lsb_log2, superblock, values } in &mut self.pieces {
             changes.clear();
-            changes.extend(payouts.iter().filter_map(|payout| {
-                let from = shift(payout.from, *lsb_log2);
-                let to = shift(payout.to, *lsb_log2);
-                // The state counts modulo 2^32, and so may its changes.
-                let change = to.wrapping_sub(from) as i32;
-                (change != 0).then_some((payout.direction, change))
-            }));
+            changes.extend(changes_of(payouts, *lsb_log2));
             add_directions(values, *tensor, *superblock, &changes);
         }
     }
+}
+
+/// What payouts add along their directions to a tensor with this LSB, where it is not nothing.
+pub(crate) fn changes_of(
+    payouts: &[Payout],
+    lsb_log2: i32,
+) -> impl Iterator<Item = (Direction, i32)> + '_ {
+    payouts.iter().filter_map(move |payout| {
+        let (from, to) = (shift(payout.from, lsb_log2), shift(payout.to, lsb_log2));
+        // The state counts modulo 2^32, and so may its changes.
+        let change = to.wrapping_sub(from) as i32;
+        (change != 0).then_some((payout.direction, change))
+    })
 }
 
 /// From so many directions on, counters of bits are faster than adding eight at a time; measured.
@@ -679,6 +722,25 @@ mod tests {
                 assert!(sliced == slow, "{len} parameters, {count} directions by bits");
             }
         }
+    }
+
+    #[test]
+    fn a_mark_is_kept_by_copies_and_lost_with_any_change() {
+        let mut state = some_state();
+        let (before, copy) = (state.mark(), state.clone());
+        assert!(before.is(&copy.mark()) && before.is(&state.mark()));
+        assert!(!before.is(&some_state().mark()), "equal values, but nobody knows");
+        let changes: [fn(&mut State); 3] = [
+            |state| state.apply(&[]),
+            |state| state.add(&some_state()),
+            |state| state.subtract(&some_state()),
+        ];
+        for change in changes {
+            let before = state.mark();
+            change(&mut state);
+            assert!(!before.is(&state.mark()));
+        }
+        assert!(state == copy, "marks take no part in comparisons");
     }
 
     #[test]

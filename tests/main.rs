@@ -7,12 +7,14 @@
 //! agree on. `convergence` says what training must be able to reach; `rivals` runs the vector
 //! algorithms over sockets, `language` pretrained transformers. `trouble` kills nodes and spoils their
 //! disks, `hosts` cuts a network of several hosts in two, and `decoders` spoils all that is read from others.
+//! `device` runs a graphics card's kernels on the processor.
 
 mod support;
 
 mod convergence;
 mod daemon;
 mod decoders;
+mod device;
 mod fault;
 mod golden;
 mod hosts;

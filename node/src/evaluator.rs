@@ -285,6 +285,7 @@ impl Worker {
         let run = &self.settings.run;
         let payouts: Vec<Payout> = changes.iter().map(|change| change.payout(run)).collect();
         let work = payouts.len().saturating_mul(self.state.layout().dim());
+        let before = self.state.mark();
         let mut parts = self.state.split(if work < TWO_THREADS_MIN { 1 } else { 2 });
         let Some((own, other)) = parts.split_first_mut() else { return };
         std::thread::scope(|scope| {
@@ -293,6 +294,7 @@ impl Worker {
             }
             own.apply(&payouts);
         });
+        self.task.objective.applied(&before, &payouts, &self.state, &mut self.scratch);
     }
 
     fn measure(&mut self, probe: Probe) -> Losses {

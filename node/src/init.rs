@@ -67,6 +67,7 @@ pub fn run(args: &InitArgs) -> Result<u8> {
             test: test.unwrap_or_default(),
             format: format.unwrap_or_default(),
             weights: weights.unwrap_or_default(),
+            device: args.run.language.named_device(),
             text_column: args.run.language.text_column.clone().unwrap_or_default(),
             label_column: args.run.language.label_column.clone().unwrap_or_default(),
             ..NodeSettings::default()

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use rumormill::data::Dataset;
 use rumormill::data::text::Columns;
+use rumormill::language::device::Device;
 use rumormill::language::spec::{Head, LanguageSpec, TOKENS, Task, parse_labels};
 use rumormill::objective::{ModelSpec, Objective};
 use rumormill::params::State;
@@ -22,6 +23,9 @@ pub struct LanguageArgs {
     /// hub:OWNER/NAME[@REVISION], or a llama2.c .bin; --data is then a .tsv, .csv, .jsonl or .txt file
     #[arg(long, value_name = "PATH", env = "RUMORMILL_WEIGHTS")]
     pub weights: Option<PathBuf>,
+    /// Where the model computes: cpu, or in a build with the feature `cuda` an NVIDIA card, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub device: Device,
     /// classify, or causal: predict the next token (default: causal for .txt data)
     #[arg(long)]
     pub task: Option<Task>,
@@ -86,6 +90,14 @@ impl LanguageArgs {
         }
     }
 
+    /// The device as a node's settings name it.
+    pub fn named_device(&self) -> String {
+        match self.device {
+            Device::Cpu => String::new(),
+            device => device.to_string(),
+        }
+    }
+
     /// Where the texts are in their file, if the data are texts.
     pub fn columns(&self) -> Option<Columns> {
         let (text, label) = (self.text_column.clone(), self.label_column.clone());
@@ -100,12 +112,13 @@ impl LanguageArgs {
 #[cfg(feature = "language")]
 pub fn objective(
     path: Option<&Path>,
+    device: Device,
     spec: &LanguageSpec,
     dataset: &Dataset,
 ) -> Result<Arc<dyn Objective>> {
     let Some(path) = path else { bail!(rumormill::objective::BuildError::Weights) };
     let folder = rumormill::language::Folder::read(&crate::hub::located(path)?, &look)?;
-    Ok(Arc::new(rumormill::language::LanguageModel::new(&folder, spec, dataset)?))
+    Ok(Arc::new(rumormill::language::LanguageModel::on(device, &folder, spec, dataset)?))
 }
 
 /// Writes tuned weights: for a language model a folder like the one it came from, otherwise one
@@ -156,6 +169,7 @@ const ABSENT: &str = "this program was built without language models (feature `l
 #[cfg(not(feature = "language"))]
 pub fn objective(
     _: Option<&Path>,
+    _: Device,
     _: &LanguageSpec,
     _: &Dataset,
 ) -> Result<std::sync::Arc<dyn Objective>> {

@@ -11,6 +11,7 @@ use libp2p::{Multiaddr, PeerId};
 use rumormill::codec::{FRAME_LEN_MAX, RESPONSE_LEN_MAX};
 use rumormill::id::{Height, NodeId, RunId};
 use rumormill::keys::Scheme;
+use rumormill::language::device::Device;
 use rumormill::ledger::{Context as Statement, SegmentLimits};
 use rumormill::manifest::{Founders, Manifest};
 use rumormill::message::{Request, Response};
@@ -61,6 +62,10 @@ pub struct NodeArgs {
     /// Weights of a language model, instead of those in the file
     #[arg(long, value_name = "PATH", env = "RUMORMILL_WEIGHTS")]
     pub weights: Option<PathBuf>,
+    /// Where a language model computes, instead of what the file says: cpu, or in a build with the feature
+    /// `cuda` an NVIDIA card, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<Device>,
     /// Write the tuned weights of a language model to a new folder at the end
     #[arg(long, value_name = "FOLDER")]
     pub export: Option<PathBuf>,
@@ -191,6 +196,9 @@ async fn start(args: &NodeArgs) -> Result<u8> {
     }
     if let Some(weights) = &args.weights {
         file.node.weights = weights.to_string_lossy().into_owned();
+    }
+    if let Some(device) = args.device {
+        file.node.device = device.to_string();
     }
     let run = file.run.run_id();
     let directory = match &args.data_dir {

@@ -57,6 +57,7 @@ fn spawn(
             .as_ref()
             .map(|w| w.display().to_string())
             .unwrap_or_default(),
+        device: args.run.language.named_device(),
         text_column: args.run.language.text_column.clone().unwrap_or_default(),
         label_column: args.run.language.label_column.clone().unwrap_or_default(),
         ..NodeSettings::default()

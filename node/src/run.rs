@@ -12,6 +12,7 @@ use rumormill::data::text::Columns;
 use rumormill::direction::Direction;
 use rumormill::fault::Fault;
 use rumormill::id::{NodeId, Round, RunId, Slot};
+use rumormill::language::device::Device;
 use rumormill::lb8;
 use rumormill::manifest::{DataMode, Directions, Founders, Manifest};
 use rumormill::objective::{ModelSpec, Objective, Scratch, build};
@@ -125,8 +126,8 @@ impl RunArgs {
     ) -> Result<Prepared> {
         let spec = self.spec()?;
         let dataset = Arc::new(self.load()?);
-        let weights = self.language.weights.as_deref();
-        let (objective, base) = model(&spec, &dataset, self.seed, weights)?;
+        let LanguageArgs { weights, device, .. } = &self.language;
+        let (objective, base) = model(&spec, &dataset, self.seed, weights.as_deref(), *device)?;
         let redundancy =
             self.redundancy.unwrap_or(if self.selection == Rule::Mean { 1.0 } else { 3.0 });
         if !(1.0..=4096.0).contains(&redundancy) {
@@ -235,9 +236,13 @@ fn model(
     dataset: &Arc<Dataset>,
     seed: u64,
     weights: Option<&Path>,
+    device: Device,
 ) -> Result<(Arc<dyn Objective>, State)> {
     let objective = match spec {
-        ModelSpec::Language(spec) => crate::language::objective(weights, spec, dataset)?,
+        ModelSpec::Language(spec) => crate::language::objective(weights, device, spec, dataset)?,
+        _ if device != Device::Cpu => {
+            bail!("--device is {device}, but only language models (--weights) compute there")
+        }
         _ => Arc::from(build(spec, Arc::clone(dataset))?),
     };
     let base = State::from_base(objective.tensors(), &objective.base(seed))
@@ -304,6 +309,9 @@ pub struct NodeSettings {
     pub format: String,
     /// Folder or file of a language model's weights; empty for other models.
     pub weights: String,
+    /// Device of a language model, if it is not the processor: `cuda` or `cuda:N`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub device: String,
     /// Column of the texts; empty to go by the header.
     pub text_column: String,
     /// Column of the labels; empty to go by the header.
@@ -341,6 +349,7 @@ impl Default for NodeSettings {
             test: String::new(),
             format: String::new(),
             weights: String::new(),
+            device: String::new(),
             text_column: String::new(),
             label_column: String::new(),
             listen: vec!["/ip4/0.0.0.0/tcp/0".into(), "/ip4/0.0.0.0/udp/0/quic-v1".into()],
@@ -420,6 +429,7 @@ const NODE_COMMENTS: &[(&str, &str)] = &[
         "weights",
         "Folder of a language model's weights, or a llama2.c .bin; empty for other models.",
     ),
+    ("device", "Where a language model computes: cpu, or an NVIDIA card, cuda:N."),
     ("text_column", "Column of a language model's texts, by name or number; empty: by the header."),
     ("label_column", "Column of the labels."),
     ("listen", "Addresses to listen on; port 0 takes a free one."),
@@ -506,7 +516,11 @@ impl RunFile {
     /// They do not fit each other.
     pub fn model(&self, dataset: &Arc<Dataset>) -> Result<(Arc<dyn Objective>, State)> {
         let spec = self.run.model.parse()?;
-        model(&spec, dataset, self.run.seed, self.weights())
+        let device = match &*self.node.device {
+            "" => Device::Cpu,
+            name => name.parse().context("node.device")?,
+        };
+        model(&spec, dataset, self.run.seed, self.weights(), device)
     }
 
     fn source(&self) -> Result<DataSource> {
@@ -593,7 +607,7 @@ mod tests {
     fn a_rendered_file_reads_back_and_every_key_has_a_comment() {
         let file = RunFile {
             run: Manifest { faulty: Some(0), ..Manifest::template() },
-            node: NodeSettings::default(),
+            node: NodeSettings { device: "cuda:1".into(), ..NodeSettings::default() },
             faults: Some(Fault { kind: FaultKind::Alie, factor: Some(0.5) }),
         };
         let text = file.render().unwrap();

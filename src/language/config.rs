@@ -113,6 +113,14 @@ impl Config {
         matches!(self.kind, Kind::Decoder { .. })
     }
 
+    /// For models that see no later token: how many earlier ones a token sees, itself included.
+    pub(super) fn causal(&self) -> Option<usize> {
+        match self.kind {
+            Kind::Decoder { window, .. } => Some(window.unwrap_or(usize::MAX)),
+            Kind::Encoder { .. } => None,
+        }
+    }
+
     pub(super) fn checked(self) -> Result<Config, String> {
         let Config { hidden, heads, key_heads, head, .. } = self;
         if hidden > HIDDEN_MAX {

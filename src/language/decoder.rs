@@ -1,10 +1,10 @@
 //! The Llama family: rotary positions, normalization in front, gated feed-forward layers, sight backward.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::config::{Config, Kind, Stretch};
 use super::model::{Batch, Linear, Weights, linear_shapes};
-use super::op;
+use super::pass::{self, Angles};
 
 /// A Llama-like decoder over a set of weights.
 pub(super) struct Decoder {
@@ -15,9 +15,8 @@ pub(super) struct Decoder {
     pub(super) output: Tensor,
     epsilon: f32,
     head: usize,
-    window: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    causal: Option<usize>,
+    angles: Angles,
 }
 
 struct Layer {
@@ -97,8 +96,13 @@ fn angles(config: &Config, theta: f64, stretch: &Stretch, positions: usize) -> [
 
 impl Decoder {
     /// `positions` is the longest sequence that will come.
-    pub(super) fn new(config: &Config, weights: &Weights<'_>, positions: usize) -> Decoder {
-        let Kind::Decoder { theta, ref stretch, tied, window, .. } = config.kind else {
+    pub(super) fn new(
+        config: &Config,
+        weights: &Weights<'_>,
+        positions: usize,
+        device: &Device,
+    ) -> Result<Decoder> {
+        let Kind::Decoder { theta, ref stretch, tied, .. } = config.kind else {
             unreachable!("a decoder's configuration")
         };
         let layer = |layer: usize| {
@@ -117,18 +121,17 @@ impl Decoder {
             }
         };
         let words = weights.get("embed_tokens.weight");
-        let [cos, sin] = angles(config, theta, stretch, positions);
-        Decoder {
+        let angles = angles(config, theta, stretch, positions);
+        Ok(Decoder {
             output: if tied { words.clone() } else { weights.get("lm_head.weight") },
             words,
             layers: (0..config.layers).map(layer).collect(),
             norm: weights.get("norm.weight"),
             epsilon: config.epsilon,
             head: config.head,
-            window: window.unwrap_or(usize::MAX),
-            cos,
-            sin,
-        }
+            causal: config.causal(),
+            angles: Angles::new(angles, config.head / 2, device)?,
+        })
     }
 
     pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
@@ -140,21 +143,13 @@ impl Decoder {
         let normal = self.normalize(x, &layer.attention_norm)?;
         let (q, k) = (layer.query.apply(&normal)?, layer.key.apply(&normal)?);
         let v = layer.value.apply(&normal)?;
-        let rotate = op::Rotate {
-            head: self.head,
-            positions: &batch.positions,
-            cos: &self.cos,
-            sin: &self.sin,
-        };
-        q.inplace_op1(&rotate)?;
-        k.inplace_op1(&rotate)?;
-        let causal = Some(self.window);
-        let attention = op::Attention { offsets: &batch.offsets, head: self.head, causal };
-        let seen = q.apply_op3_no_bwd(&k, &v, &attention)?;
+        let turned = |x| pass::rotate(x, self.head, batch, &self.angles);
+        let (q, k) = (turned(q)?, turned(k)?);
+        let seen = pass::attention([&q, &k, &v], batch, self.head, self.causal)?;
         let x = layer.output.apply_and_add(&seen, x)?;
         let normal = self.normalize(&x, &layer.norm)?;
         let gate = layer.gate.apply(&normal)?;
-        gate.inplace_op2(&layer.up.apply(&normal)?, &op::SiluTimes)?;
+        let gate = pass::silu_times(gate, &layer.up.apply(&normal)?)?;
         layer.down.apply_and_add(&gate, &x)
     }
 
@@ -164,6 +159,6 @@ impl Decoder {
     }
 
     fn normalize(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        x.apply_op2_no_bwd(weight, &op::RmsNorm(self.epsilon))
+        pass::rms_norm(x, weight, self.epsilon)
     }
 }

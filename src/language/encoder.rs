@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use super::config::{Config, Kind};
 use super::kernel::Activation;
 use super::model::{Batch, Linear, Weights, linear_shapes};
-use super::op;
+use super::pass;
 
 /// A BERT-like encoder over a set of weights.
 pub(super) struct Encoder {
@@ -30,8 +30,8 @@ impl Norm {
         Norm { weight: part("weight"), bias: part("bias"), epsilon }
     }
 
-    fn apply(&self, x: &Tensor) -> Result<()> {
-        x.inplace_op3(&self.weight, &self.bias, &op::LayerNorm(self.epsilon))
+    fn apply(&self, x: Tensor) -> Result<Tensor> {
+        pass::layer_norm(x, &self.weight, &self.bias, self.epsilon)
     }
 }
 
@@ -160,25 +160,21 @@ impl Encoder {
 
     pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
         let x = self.words.index_select(&batch.ids, 0)?;
-        x.inplace_op2(&self.positions.index_select(&batch.rows, 0)?, &op::Add)?;
-        if let Some(types) = &self.types {
-            x.inplace_op2(&types.get(0)?, &op::AddBias)?;
-        }
-        self.norm.apply(&x)?;
-        Ok(x)
+        let x = pass::add(x, &self.positions.index_select(&batch.rows, 0)?)?;
+        let x = match &self.types {
+            Some(types) => pass::add_bias(x, &types.get(0)?)?,
+            None => x,
+        };
+        self.norm.apply(x)
     }
 
     pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
         let layer = &self.layers[index];
         let (q, k) = (layer.query.apply(x)?, layer.key.apply(x)?);
         let v = layer.value.apply(x)?;
-        let attention = op::Attention { offsets: &batch.offsets, head: layer.head, causal: None };
-        let seen = q.apply_op3_no_bwd(&k, &v, &attention)?;
-        let mixed = layer.output.apply_and_add(&seen, x)?;
-        layer.attention_norm.apply(&mixed)?;
+        let seen = pass::attention([&q, &k, &v], batch, layer.head, None)?;
+        let mixed = layer.attention_norm.apply(layer.output.apply_and_add(&seen, x)?)?;
         let wide = layer.wide.apply_bent(&mixed, layer.activation)?;
-        let out = layer.narrow.apply_and_add(&wide, &mixed)?;
-        layer.norm.apply(&out)?;
-        Ok(out)
+        layer.norm.apply(layer.narrow.apply_and_add(&wide, &mixed)?)
     }
 }

@@ -50,6 +50,8 @@ pub enum LanguageError {
 
 /// Everything of a model that is the same in all probes and nodes.
 pub(super) struct Core {
+    /// Where all tensors are.
+    pub(super) device: Device,
     pub(super) config: Config,
     pub(super) spec: LanguageSpec,
     pub(super) classes: usize,
@@ -86,6 +88,7 @@ impl Core {
         folder: &Folder,
         spec: &LanguageSpec,
         dataset: &Dataset,
+        device: Device,
     ) -> Result<Core, LanguageError> {
         let config = folder.config.clone();
         check(&config, spec, dataset)?;
@@ -123,7 +126,7 @@ impl Core {
                 values.iter().for_each(|value| {
                     hasher.update(&value.to_le_bytes());
                 });
-                fixed.insert(entry.name, Tensor::from_vec(values, entry.shape, &Device::Cpu)?);
+                fixed.insert(entry.name, Tensor::from_vec(values, entry.shape, &device)?);
             }
         }
         if tensors.is_empty() {
@@ -140,6 +143,7 @@ impl Core {
         let depth = trained.iter().map(|name| model::layer_of(&config, name)).min().unwrap_or(0);
         let (prototypes, answers) = labels(folder, spec, &words)?;
         Ok(Core {
+            device,
             classes: dataset.classes,
             spec: spec.clone(),
             config,

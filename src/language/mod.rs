@@ -14,6 +14,9 @@
 //! each runs all layers over its own. Sequences are packed, not padded; matrix products are candle's, the
 //! rest is in [`kernel`].
 //!
+//! **Devices.** With the feature `cuda` all this can be on an NVIDIA card ([`device`]): the ends of probes are
+//! made there from keys, to the same bits, and the passes between products are candle's own.
+//!
 //! **What does not change is computed once.** If the lowest layers are not trained, their output for a
 //! training row is the same in every probe and is kept.
 //!
@@ -22,10 +25,13 @@
 //! answers with the word of a label behind the template: the logits are those of the words' first
 //! tokens.
 
+pub mod device;
 pub mod spec;
 
 #[cfg(feature = "language")]
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 #[cfg(feature = "language")]
 mod data;
 #[cfg(feature = "language")]
@@ -46,6 +52,8 @@ mod model;
 mod objective;
 #[cfg(feature = "language")]
 mod op;
+#[cfg(feature = "language")]
+mod pass;
 #[cfg(all(test, feature = "language"))]
 mod tests;
 #[cfg(feature = "language")]

@@ -8,7 +8,7 @@ use super::config::{Config, Kind};
 use super::decoder::{self, Decoder};
 use super::encoder::{self, Encoder};
 use super::kernel::Activation;
-use super::op;
+use super::pass::{self, Groups};
 
 /// How much an adapter's product counts.
 pub(super) const ADAPTER_SCALE: f64 = 2.0;
@@ -23,10 +23,12 @@ pub(super) struct Batch {
     pub(super) rows: Tensor,
     /// Where each sequence begins, and the end of the last.
     pub(super) offsets: Vec<usize>,
+    /// The sequences as attention on a device takes them.
+    pub(super) groups: Option<Groups>,
 }
 
 impl Batch {
-    pub(super) fn new(config: &Config, sequences: &[&[u32]]) -> Result<Batch> {
+    pub(super) fn new(config: &Config, sequences: &[&[u32]], device: &Device) -> Result<Batch> {
         let mut offsets = vec![0];
         let (mut ids, mut positions) = (Vec::new(), Vec::new());
         for sequence in sequences {
@@ -36,10 +38,11 @@ impl Batch {
         }
         let first = first_position(config);
         let rows: Vec<u32> = positions.iter().map(|position| position + first).collect();
-        let tensor = |values: Vec<u32>| Tensor::from_vec(values, ids.len(), &Device::Cpu);
-        let rows = tensor(rows)?;
         let len = ids.len();
-        Ok(Batch { ids: Tensor::from_vec(ids, len, &Device::Cpu)?, positions, rows, offsets })
+        let tensor = |values: Vec<u32>| Tensor::from_vec(values, len, device);
+        let (ids, rows) = (tensor(ids)?, tensor(rows)?);
+        let groups = Groups::new(&offsets, config.causal(), device)?;
+        Ok(Batch { ids, positions, rows, offsets, groups })
     }
 }
 
@@ -98,38 +101,34 @@ pub(super) struct Linear {
 impl Linear {
     fn product(&self, x: &Tensor) -> Result<Tensor> {
         let y = x.matmul(&self.weight)?;
-        if let Some((down, up)) = &self.adapter {
-            let low = (x.matmul(down)? * ADAPTER_SCALE)?;
-            y.inplace_op2(&low.matmul(up)?, &op::Add)?;
-        }
-        Ok(y)
+        let Some((down, up)) = &self.adapter else { return Ok(y) };
+        let low = (x.matmul(down)? * ADAPTER_SCALE)?;
+        pass::add(y, &low.matmul(up)?)
     }
 
     /// `x Wᵀ + b`.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.product(x)?;
-        if let Some(bias) = &self.bias {
-            y.inplace_op2(bias, &op::AddBias)?;
+        match &self.bias {
+            Some(bias) => pass::add_bias(y, bias),
+            None => Ok(y),
         }
-        Ok(y)
     }
 
     /// `x Wᵀ + b + other`.
     pub(super) fn apply_and_add(&self, x: &Tensor, other: &Tensor) -> Result<Tensor> {
         let y = self.product(x)?;
         match &self.bias {
-            Some(bias) => y.inplace_op3(bias, other, &op::AddBiasAnd)?,
-            None => y.inplace_op2(other, &op::Add)?,
+            Some(bias) => pass::add_bias_and(y, bias, other),
+            None => pass::add(y, other),
         }
-        Ok(y)
     }
 
     /// `activation(x Wᵀ + b)`.
     pub(super) fn apply_bent(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let y = self.product(x)?;
         let bias = self.bias.as_ref().expect("an encoder's layers have biases");
-        y.inplace_op2(bias, &op::BiasActivation(activation))?;
-        Ok(y)
+        pass::bias_activation(y, bias, activation)
     }
 }
 
@@ -147,11 +146,13 @@ impl Model {
         config: &Config,
         weights: &BTreeMap<String, Tensor>,
         positions: usize,
-    ) -> Model {
-        match config.is_decoder() {
-            true => Model::Decoder(Decoder::new(config, &Weights(weights), positions)),
-            false => Model::Encoder(Encoder::new(config, &Weights(weights))),
-        }
+        device: &Device,
+    ) -> Result<Model> {
+        let weights = &Weights(weights);
+        Ok(match config.is_decoder() {
+            true => Model::Decoder(Decoder::new(config, weights, positions, device)?),
+            false => Model::Encoder(Encoder::new(config, weights)),
+        })
     }
 
     pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {

@@ -3,21 +3,24 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Device, Result as CandleResult, Tensor};
+use candle_core::{DType, Result as CandleResult, Tensor};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::StateCopy;
 use super::data::{Texts, Tokens};
 use super::decoder::Decoder;
+use super::device::Device;
 use super::folder::Folder;
 use super::kernel;
 use super::load::{Core, LanguageError};
 use super::model::{self, Batch, Model, Read};
-use super::op;
 use super::spec::{Head, LanguageSpec, Task};
+use super::{op, pass};
 use crate::data::Dataset;
 use crate::direction::Direction;
 use crate::objective::{Evaluation, Objective, Scratch, Split};
-use crate::params::{End, State, TensorSpec};
+use crate::params::{End, Mark, Payout, State, TensorSpec};
 
 /// Tokens of a forward pass of an evaluation.
 const EVALUATION_TOKENS: usize = 2048;
@@ -61,6 +64,9 @@ struct View {
     trained: Vec<Tensor>,
     model: Model,
     classifier: Option<(Tensor, Tensor)>,
+    /// The state, where the weights are on a device.
+    #[cfg(feature = "cuda")]
+    copy: Option<StateCopy>,
 }
 
 /// The rows of its tables that a forward pass reads.
@@ -74,25 +80,45 @@ impl View {
         let mut weights = core.fixed.clone();
         let mut trained = Vec::with_capacity(core.tensors.len());
         for (name, spec) in core.trained.iter().zip(&core.tensors) {
-            let tensor = Tensor::zeros(spec.shape.as_slice(), DType::F32, &Device::Cpu)?;
+            let tensor = Tensor::zeros(spec.shape.as_slice(), DType::F32, &core.device)?;
             weights.insert(name.clone(), tensor.clone());
             trained.push(tensor);
         }
         let part = |part: &str| weights.get(&format!("classifier.{part}")).cloned();
         let classifier = part("weight").zip(part("bias"));
-        let model = Model::new(&core.config, &weights, core.spec.tokens as usize);
-        Ok(View { core, trained, model, classifier })
+        let positions = core.spec.tokens as usize;
+        let model = Model::new(&core.config, &weights, positions, &core.device)?;
+        Ok(View {
+            core,
+            trained,
+            model,
+            classifier,
+            #[cfg(feature = "cuda")]
+            copy: None,
+        })
     }
 
     /// Writes all weights, or what a forward pass over a batch needs: half of a small encoder is its table
-    /// of words, of which a batch has few.
+    /// of words, of which a batch has few. A device, which has threads enough, writes all.
     fn write(
-        &self,
+        &mut self,
         state: &State,
         end: Option<End<'_>>,
         needed: Option<&Needed>,
     ) -> CandleResult<()> {
         let core = &self.core;
+        #[cfg(feature = "cuda")]
+        if let candle_core::Device::Cuda(device) = &core.device {
+            match &mut self.copy {
+                Some(copy) if copy.is_of(&state.mark()) => (),
+                Some(copy) => copy.renew(state)?,
+                None => self.copy = Some(StateCopy::new(device, state)?),
+            }
+            let copy = self.copy.as_ref();
+            let write = |tensor| op::Write { state, tensor, end, rows: None, copy };
+            let each = |(index, tensor): (usize, &Tensor)| tensor.inplace_op1(&write(index));
+            return self.trained.iter().enumerate().try_for_each(each);
+        }
         let each = |(index, tensor): (usize, &Tensor)| {
             let rows = needed.and_then(|needed| {
                 match model::read_of(&core.config, &core.trained[index]) {
@@ -101,7 +127,14 @@ impl View {
                     Read::Positions => Some(&needed.positions[..]),
                 }
             });
-            tensor.inplace_op1(&op::Write { state, tensor: index, end, rows })
+            tensor.inplace_op1(&op::Write {
+                state,
+                tensor: index,
+                end,
+                rows,
+                #[cfg(feature = "cuda")]
+                copy: None,
+            })
         };
         self.trained.par_iter().enumerate().try_for_each(each)
     }
@@ -166,8 +199,13 @@ impl<'a> Rows<'a> {
     /// the texts never waits for another thread, and its values stay in the caches of one core.
     fn spread<T: Send>(
         &self,
+        device: &candle_core::Device,
         pass: impl Fn(&Rows<'a>) -> CandleResult<Vec<T>> + Sync + Send,
     ) -> CandleResult<Vec<T>> {
+        if !pass::in_place(device) {
+            // It has threads of its own.
+            return pass(self);
+        }
         let pieces = self.split(rayon::current_num_threads());
         let results: CandleResult<Vec<Vec<T>>> = pieces.par_iter().map(pass).collect();
         Ok(results?.into_iter().flatten().collect())
@@ -184,7 +222,20 @@ impl LanguageModel {
         spec: &LanguageSpec,
         dataset: &Dataset,
     ) -> Result<LanguageModel, LanguageError> {
-        let core = Core::new(folder, spec, dataset)?;
+        LanguageModel::on(Device::Cpu, folder, spec, dataset)
+    }
+
+    /// The same on a device.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::new`], or if the device cannot be used.
+    pub fn on(
+        device: Device,
+        folder: &Folder,
+        spec: &LanguageSpec,
+        dataset: &Dataset,
+    ) -> Result<LanguageModel, LanguageError> {
+        let core = Core::new(folder, spec, dataset, device.open()?)?;
         let texts = Texts::new(dataset, &folder.tokenizer, spec, core.config.is_decoder())?;
         Ok(LanguageModel { core: Arc::new(core), texts: Arc::new(texts), known: Mutex::default() })
     }
@@ -211,15 +262,20 @@ impl LanguageModel {
         &batch[..fits.count().max(1)]
     }
 
-    fn with_view<T>(&self, scratch: &mut Scratch, f: impl FnOnce(&View) -> CandleResult<T>) -> T {
+    fn with_view<T>(
+        &self,
+        scratch: &mut Scratch,
+        f: impl FnOnce(&mut View) -> CandleResult<T>,
+    ) -> T {
         let held = scratch.weights.0.take().filter(|view| Arc::ptr_eq(&view.core, &self.core));
         let view = held.map_or_else(|| View::new(Arc::clone(&self.core)).map(Box::new), Ok);
-        let result = view.and_then(|view| {
-            let result = f(&view);
+        let result = view.and_then(|mut view| {
+            let result = f(&mut view);
             scratch.weights.0 = Some(view);
             result
         });
-        // Names and shapes were compared when the model was loaded.
+        // Names and shapes were compared when the model was loaded. A device may run out of memory or fall off
+        // its bus: nothing can be measured then.
         result.unwrap_or_else(|error| panic!("a model whose shapes were checked: {error}"))
     }
 
@@ -259,16 +315,16 @@ impl LanguageModel {
     /// Calls `then` on each end of a probe, the weights written as far as the batch needs them.
     fn at_ends<T>(
         &self,
-        view: &View,
+        view: &mut View,
         state: &State,
         (direction, epsilon_log2): (&Direction, i32),
         batch: &[u32],
-        mut then: impl FnMut() -> CandleResult<T>,
+        mut then: impl FnMut(&View) -> CandleResult<T>,
     ) -> CandleResult<(T, T)> {
         let needed = self.needed(batch);
         let mut at = |plus| {
             view.write(state, Some(End { direction, epsilon_log2, plus }), Some(&needed))?;
-            then()
+            then(view)
         };
         Ok((at(true)?, at(false)?))
     }
@@ -284,7 +340,7 @@ impl LanguageModel {
     ) {
         let batch = self.within_budget(batch);
         self.with_view(scratch, |view| {
-            self.at_ends(view, state, (direction, epsilon_log2), batch, || Ok(()))
+            self.at_ends(view, state, (direction, epsilon_log2), batch, |_| Ok(()))
         });
     }
 
@@ -303,13 +359,13 @@ impl LanguageModel {
     /// Hidden states behind the last layer, token by token.
     fn states(&self, view: &View, rows: &Rows<'_>) -> CandleResult<(Tensor, Batch)> {
         let (config, depth) = (&self.core.config, self.core.depth);
-        let batch = Batch::new(config, &rows.sequences)?;
+        let batch = Batch::new(config, &rows.sequences, &self.core.device)?;
         if depth == 0 || rows.entries.iter().all(Option::is_none) {
             let x = view.model.embed(&batch)?;
             return Ok((view.model.layers(0..config.layers, x, &batch)?, batch));
         }
         let below = |rows: &Rows<'_>| -> CandleResult<Vec<Box<[f32]>>> {
-            let batch = Batch::new(config, &rows.sequences)?;
+            let batch = Batch::new(config, &rows.sequences, &self.core.device)?;
             let x = view.model.embed(&batch)?;
             let x = view.model.layers(0..depth, x, &batch)?;
             op::with(&x, |values| {
@@ -322,7 +378,7 @@ impl LanguageModel {
         let x = Tensor::from_vec(
             pieces.concat(),
             (batch.positions.len(), config.hidden),
-            &Device::Cpu,
+            &self.core.device,
         )?;
         Ok((view.model.layers(depth..config.layers, x, &batch)?, batch))
     }
@@ -363,7 +419,7 @@ impl LanguageModel {
     fn vectors(&self, view: &View, rows: &Rows<'_>) -> CandleResult<Vec<Box<[f32]>>> {
         let width = self.core.config.hidden;
         let pooled = |rows: &Rows<'_>| {
-            rows.spread(|rows| {
+            rows.spread(&self.core.device, |rows| {
                 let (x, batch) = self.states(view, rows)?;
                 op::with(&x, |values| {
                     let one =
@@ -425,10 +481,10 @@ impl LanguageModel {
     ) -> CandleResult<Sum> {
         let index = |ids: Vec<u32>| {
             let len = ids.len();
-            Tensor::from_vec(ids, len, &Device::Cpu)
+            Tensor::from_vec(ids, len, &self.core.device)
         };
         let words = decoder.output.index_select(&index(self.core.answers.clone())?, 0)?.t()?;
-        let logits = rows.spread(|rows| {
+        let logits = rows.spread(&self.core.device, |rows| {
             let (x, batch) = self.states(view, rows)?;
             let last: Vec<u32> = batch.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
             let x = decoder.finish(&x.index_select(&index(last)?, 0)?)?;
@@ -446,7 +502,7 @@ impl LanguageModel {
         let output = decoder.output.t()?;
         let vocabulary = self.core.config.vocabulary;
         let chunk = (LOGITS_MAX / rayon::current_num_threads() / vocabulary).max(1);
-        let losses = rows.spread(|rows| {
+        let losses = rows.spread(&self.core.device, |rows| {
             let (x, batch) = self.states(view, rows)?;
             let x = decoder.finish(&x)?;
             // The target of a token is the next one; the last of a sequence has none.
@@ -458,7 +514,7 @@ impl LanguageModel {
             let mut losses = Vec::with_capacity(targets.len());
             for (at, targets) in targets.chunks(chunk).enumerate() {
                 let logits = x.narrow(0, at * chunk, targets.len())?.matmul(&output)?;
-                losses.extend(op::Losses { targets, width: vocabulary }.of(&logits)?);
+                losses.extend(pass::losses(&logits, targets)?);
             }
             Ok(losses)
         })?;
@@ -563,10 +619,23 @@ impl Objective for LanguageModel {
     ) -> (f32, f32) {
         let batch = self.within_budget(batch);
         self.with_view(scratch, |view| {
-            self.at_ends(view, state, (direction, epsilon_log2), batch, || {
+            self.at_ends(view, state, (direction, epsilon_log2), batch, |view| {
                 Ok(self.measure(view, Split::Train, batch)?.mean() as f32)
             })
         })
+    }
+
+    fn applied(&self, before: &Mark, payouts: &[Payout], state: &State, scratch: &mut Scratch) {
+        #[cfg(feature = "cuda")]
+        if let Some(copy) = scratch.weights.0.as_mut().and_then(|view| view.copy.as_mut())
+            && copy.is_of(before)
+        {
+            // Where this fails it is a copy of nothing, and made anew for the next probe, which says what ails
+            // the device.
+            let _ = copy.apply(payouts, state);
+        }
+        #[cfg(not(feature = "cuda"))]
+        let _ = (before, payouts, state, scratch);
     }
 
     fn quality(&self, state: &State, split: Split, scratch: &mut Scratch) -> Evaluation {

@@ -8,6 +8,11 @@ use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use candle_core::{CudaStorage, backend::BackendStorage};
+
+#[cfg(feature = "cuda")]
+use super::cuda::StateCopy;
 use super::kernel::{self, Activation};
 use crate::direction::BLOCK_PARAMETERS;
 use crate::params::{End, State};
@@ -27,8 +32,11 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut
     }
 }
 
-/// Reads a tensor's values.
+/// Reads a tensor's values; those on a device are copied.
 pub(super) fn with<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
+    if !tensor.device().is_cpu() {
+        return Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?));
+    }
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         candle_core::Storage::Cpu(storage) => Ok(read(slice(storage, layout)?)),
@@ -46,6 +54,9 @@ pub(super) struct Write<'a> {
     pub(super) end: Option<End<'a>>,
     /// Only these rows of the matrix.
     pub(super) rows: Option<&'a [u32]>,
+    /// Where the weight is on a device, the state's copy there.
+    #[cfg(feature = "cuda")]
+    pub(super) copy: Option<&'a StateCopy>,
 }
 
 impl InplaceOp1 for Write<'_> {
@@ -68,6 +79,11 @@ impl InplaceOp1 for Write<'_> {
         }
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        let copy = self.copy.expect("a view on a device has a copy of the state there");
+        copy.write(self.state, self.tensor, self.end, storage, layout)
+    }
 }
 
 /// Writes given values over a weight.
@@ -80,6 +96,15 @@ impl InplaceOp1 for Copy<'_> {
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         slice_mut(storage, layout)?.copy_from_slice(self.0);
         Ok(())
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
+        let device = storage.device().clone();
+        let Some((from, to)) = layout.contiguous_offsets() else {
+            bail!("a contiguous tensor was expected")
+        };
+        assert_eq!(to - from, self.0.len(), "a view has the tensor's size");
+        device.memcpy_htod(self.0, &mut storage.as_cuda_slice_mut::<f32>()?.slice_mut(from..to))
     }
 }
 

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::kernel::Activation;
 use super::model;
 use super::objective::{outputs_of, tokens_of};
+use super::pass;
 use super::spec::LanguageSpec;
 use super::*;
 use crate::data::source::Found;
@@ -248,6 +250,132 @@ fn losses_do_not_depend_on_how_many_threads_share_the_texts() {
             assert!(far < ROUNDING as f32, "{model_type} {threads} threads: {far}");
         }
     }
+}
+
+/// Losses at both ends of a probe, and the qualities, under one way of computing.
+fn measured(files: &Files, spec: &str, data: &Dataset, plain: bool) -> Vec<f32> {
+    pass::PLAIN.set(plain);
+    let (model, mut state) = joined(files, spec, data).unwrap();
+    step(&mut state, 1e-3);
+    let direction = Direction::new(&RunId([3; 32]), Round(1), Slot(0));
+    let mut scratch = Scratch::default();
+    let (plus, minus) = model.probe(&state, &direction, -6, &[1, 0, 3, 2, 1], &mut scratch);
+    let mut all = vec![plus, minus];
+    for split in [Split::Train, Split::Test] {
+        let quality = model.quality(&state, split, &mut scratch);
+        all.extend([quality.loss as f32, quality.accuracy as f32]);
+    }
+    all.extend(outputs_of(&model, &state, 0));
+    pass::PLAIN.set(false);
+    all
+}
+
+#[test]
+fn the_passes_of_a_device_compute_what_those_of_main_memory_do() {
+    // Longer than a device pads to, so that its attention has groups of different lengths.
+    let long = format!("a very good{} film\tpos\n", " not bad".repeat(8));
+    let texts = dataset(&format!("{ROWS}{long}"));
+    let words = "labels=pos:good,neg:bad;tokens=22";
+    for (model_type, prefix, settings) in [
+        ("bert", "bert.", "classify;"),
+        ("bert", "bert.", "classify;head=linear;train=classifier.*;"),
+        ("bert", "bert.", "classify;train=bert.encoder.layer.1.*;"),
+        ("roberta", "roberta.", "classify;head=prototype;"),
+        ("distilbert", "distilbert.", "classify;lora=2;"),
+        ("llama", "model.", "classify;"),
+        ("mistral", "model.", "classify;lora=2;"),
+        ("qwen2", "model.", "classify;"),
+        ("mistral", "model.", "causal;"),
+        ("qwen2", "model.", "causal;"),
+    ] {
+        let files = folder_files(model_type, prefix);
+        let (spec, data) = match settings.starts_with("causal") {
+            true => (format!("{settings}tokens=22"), passages()),
+            false => (format!("{settings}{words}"), texts.clone()),
+        };
+        let ways = [false, true].map(|plain| measured(&files, &spec, &data, plain));
+        close(&ways[1], &ways[0], &format!("{model_type} {spec}"));
+        assert!(ways[0].iter().all(|value| value.is_finite()), "{model_type} {spec}");
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_device_measures_what_main_memory_does() {
+    if let Err(error) = device::Device::Cuda(0).open() {
+        println!("skipped: {error}");
+        return;
+    }
+    for (model_type, prefix, spec) in [
+        ("bert", "bert.", format!("classify;{WORDS}")),
+        ("mistral", "model.", format!("classify;lora=2;{WORDS}")),
+        ("qwen2", "model.", "causal;tokens=24".into()),
+    ] {
+        let files = folder_files(model_type, prefix);
+        let data = if spec.starts_with("causal") { passages() } else { dataset(ROWS) };
+        let losses = [device::Device::Cpu, device::Device::Cuda(0)].map(|device| {
+            let (folder, spec) = (read(&files, "m").unwrap(), spec.parse().unwrap());
+            let model = LanguageModel::on(device, &folder, &spec, &data).unwrap();
+            let mut state = State::from_base(model.tensors(), &model.base(1)).unwrap();
+            let mut scratch = Scratch::default();
+            let mut losses = Vec::new();
+            for round in 0..3 {
+                let direction = Direction::new(&RunId([3; 32]), Round(round), Slot(0));
+                let (plus, minus) = model.probe(&state, &direction, -6, &[1, 0, 2], &mut scratch);
+                losses.extend([plus, minus]);
+                let before = state.mark();
+                let payouts = [Payout { direction, from: 0, to: coefficient(1e-3) }];
+                state.apply(&payouts);
+                // In the last round nobody says so.
+                if round < 1 {
+                    model.applied(&before, &payouts, &state, &mut scratch);
+                }
+            }
+            losses.push(model.quality(&state, Split::Test, &mut scratch).loss as f32);
+            losses
+        });
+        close(&losses[1], &losses[0], model_type);
+    }
+}
+
+#[test]
+fn every_activation_and_a_loss_that_is_none_are_the_same_on_a_device() {
+    let device = &candle_core::Device::Cpu;
+    let values: Vec<f32> = (-20..20).map(|i| i as f32 / 4.0).collect();
+    let bias = candle_core::Tensor::new(&[0.5f32, -1.0, 0.0, 2.0], device).unwrap();
+    for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+        let ways = [false, true].map(|plain| {
+            pass::PLAIN.set(plain);
+            let x = candle_core::Tensor::from_slice(&values, (10, 4), device).unwrap();
+            let x = pass::bias_activation(x, &bias, activation).unwrap();
+            pass::PLAIN.set(false);
+            x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        });
+        close(&ways[1], &ways[0], &format!("{activation:?}"));
+    }
+    let (nan, infinite) = (f32::NAN, f32::INFINITY);
+    let rows = [
+        [0.5, 1.0, -2.0],
+        [nan, 0.0, 0.0],
+        [infinite, 0.0, 0.0],
+        [-infinite, 0.0, 1.0],
+        [3.0, 90.0, -90.0],
+        [0.0, 0.0, 1.0],
+    ];
+    let targets = [Some(1), Some(1), Some(0), Some(2), Some(2), None];
+    let ways = [false, true].map(|plain| {
+        pass::PLAIN.set(plain);
+        let logits = candle_core::Tensor::new(&rows, device).unwrap();
+        let losses = pass::losses(&logits, &targets).unwrap();
+        pass::PLAIN.set(false);
+        losses
+    });
+    assert_eq!(ways.each_ref().map(Vec::len), [5, 5]);
+    for (device, memory) in ways[1].iter().zip(&ways[0]) {
+        let same = (device.0 - memory.0).abs() < 2e-5 || device.0.is_nan() && memory.0.is_nan();
+        assert!(same && device.1 == memory.1, "{device:?} {memory:?}");
+    }
+    assert_eq!(ways[0].iter().filter(|(loss, _)| loss.is_nan()).count(), 3);
 }
 
 #[test]

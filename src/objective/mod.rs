@@ -19,8 +19,8 @@ use thiserror::Error;
 use crate::data::{Dataset, Features, Table};
 use crate::direction::Direction;
 use crate::language::spec::{LanguageSpec, LanguageSpecError};
-use crate::params::State;
 pub use crate::params::TensorSpec;
+use crate::params::{Mark, Payout, State};
 
 mod cnn;
 mod kernel;
@@ -85,6 +85,12 @@ pub trait Objective: Send + Sync {
         let losses = self.loss_pair(&plus, &minus, batch, scratch);
         scratch.ends = [plus, minus];
         losses
+    }
+
+    /// Says that payouts were applied to a state with the mark `before`, which is now `state`: an objective that
+    /// keeps a copy of it elsewhere can follow. Nothing is wrong where nobody says so; it costs a new copy.
+    fn applied(&self, before: &Mark, payouts: &[Payout], state: &State, scratch: &mut Scratch) {
+        let _ = (before, payouts, state, scratch);
     }
 
     /// [`Objective::evaluate`] at a state.
