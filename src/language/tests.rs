@@ -159,10 +159,11 @@ const WORDS: &str = "labels=pos:good,neg:bad;tokens=24";
 /// order, and logits are 20 times cosines, each rounded to 10⁻⁷.
 const ROUNDING: f64 = 1e-5;
 
+/// Within half of the 10⁻⁴ that is promised: error functions differ by 5·10⁻⁷, and logits are 20 times cosines.
 fn close(ours: &[f32], theirs: &[f32], what: &str) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     for (ours, theirs) in ours.iter().zip(theirs) {
-        assert!((ours - theirs).abs() < 2e-5, "{what}: {ours} {theirs}");
+        assert!((ours - theirs).abs() < 5e-5, "{what}: {ours} {theirs}");
     }
 }
 
