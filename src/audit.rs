@@ -240,7 +240,8 @@ fn median(values: &mut [f64]) -> Option<f64> {
 /// A majority of honest auditors is enough to find out which auditors lie about many: an origin whose
 /// records fit the repetitions of most of its auditors is *found honest*, by a median that less than
 /// half of them cannot move beyond what honest ones found; and who reports of those, taken together,
-/// that they lie is itself the liar. Who has repeated less than [`BELIEF_MIN`] of them is not heard yet. Liars found out in this way are no longer among the `faulty` whose findings
+/// that they lie is itself the liar. Who has repeated less than [`BELIEF_MIN`] of them is not heard yet; nor is anybody
+/// while most do not fit. Liars found out in this way are no longer among the `faulty` whose findings
 /// are left out on either side of a score.
 ///
 /// How well honest repetitions fit depends on the run: a model that jumps about between a probe and its
@@ -392,6 +393,11 @@ fn not_believed<'a>(
         of_auditors.into_iter().partition(|of| of.count >= BELIEF_MIN);
     let mut fits: Vec<f64> = proven.iter().map(Sample::correlation).collect();
     let usual = median(&mut fits).unwrap_or(1.0);
+    if usual < CLEARED {
+        // Those who seem honest are not yet: the auditors contradict each other.
+        let all = proven.iter().chain(&unproven);
+        return [Vec::new(), all.map(|of| of.auditor).collect()];
+    }
     let lies = |of: &&Sample| of.correlation() < BELIEVED.min(unusual(usual, of.count, height));
     let disbelieved = proven.iter().filter(lies).map(|of| of.auditor).collect();
     [disbelieved, unproven.iter().map(|of| of.auditor).collect()]
