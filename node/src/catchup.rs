@@ -59,6 +59,9 @@ const KEPT_MAX: usize = 1 << 21;
 /// After so long without history it is decided with what there is.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Where no neighbor has the checkpoint, others may be connecting: so long after the last history.
+const NEIGHBORS_WAIT: Duration = Duration::from_secs(2);
+
 /// After so long a checkpoint is no longer waited for.
 const FETCH_MAX: Duration = Duration::from_secs(600);
 
@@ -186,6 +189,16 @@ impl CatchUp {
             ModelSource::Checkpoint => directions > 0,
         };
         Choice { fetch, directions, replay_s, fetch_s }
+    }
+
+    /// Whether a neighbor that is not connected yet may still be the one that has the checkpoint: for no
+    /// longer than the replay takes that it would save.
+    pub fn waits_for_neighbors(&self, source: ModelSource, choice: &Choice) -> bool {
+        let wait = match source {
+            ModelSource::Checkpoint => NEIGHBORS_WAIT,
+            _ => NEIGHBORS_WAIT.min(Duration::from_secs_f64(choice.replay_s)),
+        };
+        self.since.elapsed() < wait
     }
 
     /// Whether a checkpoint is on its way.

@@ -705,6 +705,9 @@ impl Daemon {
         }
         // Whoever is connected may have it; the first that has not costs a round trip.
         let Some(from) = self.links.keys().copied().find(|node| catch_up.may_ask(node)) else {
+            if catch_up.waits_for_neighbors(self.model_source, &choice) {
+                return;
+            }
             return self.replay_kept("no neighbor has the checkpoint");
         };
         info!("the model comes from a neighbor: {estimates}");
