@@ -204,16 +204,18 @@ fn a_late_node_takes_the_model_that_members_have_signed_and_no_other() {
     assert!(!replayed.stderr.contains("is the members' model"), "{}", replayed.stderr);
 
     // Who serves another model is found out, and another one asked.
-    let whole = fs::read(model("a")).unwrap();
+    let whole = fs::read(model("b")).unwrap();
     let spoil = |name: &str| {
-        let mut bytes = whole.clone();
+        let mut bytes = fs::read(model(name)).unwrap();
         *bytes.last_mut().unwrap() ^= 1;
         fs::write(model(name), bytes).unwrap();
     };
     spoil("a");
+    spoil("b");
     let warned = late(folder.path(), "warned", &peers[..1], "checkpoint");
     assert!(warned.stderr.contains("a false checkpoint"), "{}", warned.stderr);
     assert!(warned.stderr.contains("the history is replayed"), "{}", warned.stderr);
+    fs::write(model("b"), whole).unwrap();
     let either = late(folder.path(), "either", &peers, "checkpoint");
     assert!(either.stderr.contains("is the members' model"), "{}", either.stderr);
     // Nobody has one.
