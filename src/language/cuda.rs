@@ -218,7 +218,9 @@ mod tests {
         let len = state.layout().tensors()[index].len;
         let device = Device::Cuda(copy.device.clone());
         let tensor = candle_core::Tensor::zeros(len, DType::F32, &device).unwrap();
-        tensor.inplace_op1(&op::Write { state, tensor: index, end, copy: Some(copy) }).unwrap();
+        tensor
+            .inplace_op1(&op::Write { state, tensor: index, end, rows: None, copy: Some(copy) })
+            .unwrap();
         bits(&tensor.to_vec1().unwrap())
     }
 
