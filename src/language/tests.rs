@@ -159,11 +159,10 @@ const WORDS: &str = "labels=pos:good,neg:bad;tokens=24";
 /// order, and logits are 20 times cosines, each rounded to 10⁻⁷.
 const ROUNDING: f64 = 1e-5;
 
-/// Within half of the 10⁻⁴ that is promised: error functions differ by 5·10⁻⁷, and logits are 20 times cosines.
 fn close(ours: &[f32], theirs: &[f32], what: &str) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     for (ours, theirs) in ours.iter().zip(theirs) {
-        assert!((ours - theirs).abs() < 5e-5, "{what}: {ours} {theirs}");
+        assert!((ours - theirs).abs() < 2e-5, "{what}: {ours} {theirs}");
     }
 }
 
@@ -253,25 +252,32 @@ fn losses_do_not_depend_on_how_many_threads_share_the_texts() {
     }
 }
 
-/// Losses at both ends of a probe, and the qualities, under one way of computing.
-fn measured(files: &Files, spec: &str, data: &Dataset, plain: bool) -> Vec<f32> {
+/// Losses at both ends of a probe and the qualities, and hidden states or logits, under one way of computing.
+fn measured(files: &Files, spec: &str, data: &Dataset, plain: bool) -> [Vec<f32>; 2] {
     pass::PLAIN.set(plain);
     let (model, mut state) = joined(files, spec, data).unwrap();
     step(&mut state, 1e-3);
     let direction = Direction::new(&RunId([3; 32]), Round(1), Slot(0));
     let mut scratch = Scratch::default();
     let (plus, minus) = model.probe(&state, &direction, -6, &[1, 0, 3, 2, 1], &mut scratch);
-    let mut all = vec![plus, minus];
+    let mut losses = vec![plus, minus];
     for split in [Split::Train, Split::Test] {
         let quality = model.quality(&state, split, &mut scratch);
-        all.extend([quality.loss as f32, quality.accuracy as f32]);
+        losses.extend([quality.loss as f32, quality.accuracy as f32]);
     }
+    let mut outputs = Vec::new();
     // Where the head alone is trained, what is kept of a text is no longer its hidden states.
     if !spec.contains("train=classifier") {
-        all.extend(outputs_of(&model, &state, 0));
+        outputs = outputs_of(&model, &state, 0);
     }
     pass::PLAIN.set(false);
-    all
+    [losses, outputs]
+}
+
+/// The largest difference.
+fn apart(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
 #[test]
@@ -280,12 +286,15 @@ fn the_passes_of_a_device_compute_what_those_of_main_memory_do() {
     let long = format!("a very good{} film\tpos\n", " not bad".repeat(8));
     let texts = dataset(&format!("{ROWS}{long}"));
     let words = "labels=pos:good,neg:bad;tokens=22";
+    let mut wrong = Vec::new();
     for (model_type, prefix, settings) in [
         ("bert", "bert.", "classify;"),
         ("bert", "bert.", "classify;head=linear;train=classifier.*;"),
         ("bert", "bert.", "classify;train=bert.encoder.layer.1.*;"),
         ("roberta", "roberta.", "classify;head=prototype;"),
+        ("distilbert", "distilbert.", "classify;"),
         ("distilbert", "distilbert.", "classify;lora=2;"),
+        ("bert", "bert.", "classify;lora=2;"),
         ("llama", "model.", "classify;"),
         ("mistral", "model.", "classify;lora=2;"),
         ("qwen2", "model.", "classify;"),
@@ -297,10 +306,20 @@ fn the_passes_of_a_device_compute_what_those_of_main_memory_do() {
             true => (format!("{settings}tokens=22"), passages()),
             false => (format!("{settings}{words}"), texts.clone()),
         };
-        let ways = [false, true].map(|plain| measured(&files, &spec, &data, plain));
-        close(&ways[1], &ways[0], &format!("{model_type} {spec}"));
-        assert!(ways[0].iter().all(|value| value.is_finite()), "{model_type} {spec}");
+        let [memory, device] = [false, true].map(|plain| measured(&files, &spec, &data, plain));
+        assert!(
+            memory.iter().chain(&device).flatten().all(|value| value.is_finite()),
+            "{model_type} {spec}"
+        );
+        let (losses, outputs) = (apart(&memory[0], &device[0]), apart(&memory[1], &device[1]));
+        println!("{model_type} {spec}: losses {losses:e}, outputs {outputs:e}");
+        // Both ways are as far from a computation in f64 as from each other: up to 3e-5 for these random
+        // weights of DistilBERT. A wrong mask, head or angle shows in the second digit.
+        if !(losses < 2e-5 && outputs < 2e-4) {
+            wrong.push(format!("{model_type} {spec}: losses {losses:e}, outputs {outputs:e}"));
+        }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[cfg(feature = "cuda")]
