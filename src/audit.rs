@@ -295,8 +295,9 @@ impl<'a> Panel<'a> {
     ///
     /// A score is the lower one of two, from the newest heights that together have enough and from all
     /// heights that are looked back on: the first finds out who begins to lie, the second who lies at
-    /// random and was lucky in few repetitions. It convicts below [`THRESHOLD`] where most auditors, each on its own, find as little, unless the second is above
-    /// [`CLEARED`], or no lower than chance makes the usual one of all origins: then it is the score.
+    /// random and was lucky in few repetitions. It convicts below [`THRESHOLD`] where most auditors, each
+    /// on its own, find as little, unless the second is above [`CLEARED`], or no lower than chance makes the
+    /// usual one of all origins: then it is the score.
     ///
     /// Enough are `2·faulty + 1` auditors, [`SAMPLES_MIN`] repetitions, and [`KEPT_MIN`] of them without the
     /// extreme auditors, all that without any one of the heights: of the scores that leave out one height

@@ -59,7 +59,7 @@ const KEPT_MAX: usize = 1 << 21;
 /// After so long without history it is decided with what there is.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Where no neighbor has the checkpoint, others may be connecting: so long after the last history.
+/// Where no neighbor has the checkpoint, others may be connecting: so long is waited once.
 const NEIGHBORS_WAIT: Duration = Duration::from_secs(2);
 
 /// After so long a checkpoint is no longer waited for.
@@ -87,6 +87,8 @@ pub struct CatchUp {
     /// When history came last.
     since: Instant,
     began: Instant,
+    /// When nobody was left to be asked for a checkpoint.
+    alone: Option<Instant>,
     /// Neighbors that had no such checkpoint, or a wrong one.
     failed: BTreeSet<NodeId>,
     fetch: Option<Fetch>,
@@ -134,6 +136,7 @@ impl CatchUp {
             settled: false,
             since: now,
             began: now,
+            alone: None,
             failed: BTreeSet::new(),
             fetch: None,
         }
@@ -193,12 +196,12 @@ impl CatchUp {
 
     /// Whether a neighbor that is not connected yet may still be the one that has the checkpoint: for no
     /// longer than the replay takes that it would save.
-    pub fn waits_for_neighbors(&self, source: ModelSource, choice: &Choice) -> bool {
+    pub fn waits_for_neighbors(&mut self, source: ModelSource, choice: &Choice) -> bool {
         let wait = match source {
             ModelSource::Checkpoint => NEIGHBORS_WAIT,
             _ => NEIGHBORS_WAIT.min(Duration::from_secs_f64(choice.replay_s)),
         };
-        self.since.elapsed() < wait
+        self.alone.get_or_insert_with(Instant::now).elapsed() < wait
     }
 
     /// Whether a checkpoint is on its way.

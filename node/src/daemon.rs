@@ -705,7 +705,9 @@ impl Daemon {
         }
         // Whoever is connected may have it; the first that has not costs a round trip.
         let Some(from) = self.links.keys().copied().find(|node| catch_up.may_ask(node)) else {
-            if catch_up.waits_for_neighbors(self.model_source, &choice) {
+            let source = self.model_source;
+            if self.catch_up.as_mut().is_some_and(|late| late.waits_for_neighbors(source, &choice))
+            {
                 return;
             }
             return self.replay_kept("no neighbor has the checkpoint");
