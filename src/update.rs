@@ -187,7 +187,7 @@ pub fn step_size(manifest: &Manifest, round: Round) -> f64 {
 
 /// What closing `round` pays out. `window` are the rounds of the selection window from the oldest
 /// to `round` itself; instalments of rounds that are not in it are not paid. `excluded` origins
-/// count for nothing.
+/// count for nothing; of the others `faulty` may lie.
 pub fn round_update(
     manifest: &Manifest,
     round: Round,
@@ -199,11 +199,8 @@ pub fn round_update(
     let selection = manifest.selection.selection();
     let beta = f64::from(manifest.beta_permille) / 1000.0;
     let first = window.len().saturating_sub(manifest.window as usize);
-    let momenta = Momenta { rounds: &window[first..], beta, origins };
-    let Choice { mut weights, trust } = selection.choose(&momenta, faulty);
-    for origin in excluded {
-        weights[origin.index()] = 0.0;
-    }
+    let momenta = Momenta { rounds: &window[first..], beta, origins, excluded };
+    let Choice { weights, trust } = selection.choose(&momenta, faulty);
     let mut coefficients = Vec::new();
     for instalment in &manifest.instalments {
         let age = instalment.age as usize;
@@ -284,6 +281,35 @@ mod tests {
         let coefficients = update(&one).coefficients;
         assert_eq!(coefficients[0].value, -coefficients[2].value * -2);
         assert!(coefficients[0].value < 0, "the step goes against the projected gradient");
+    }
+
+    #[test]
+    fn excluded_origins_count_for_nothing_and_move_no_choice() {
+        let manifest =
+            Manifest { selection: crate::selection::Rule::Stack, ..Manifest::template() };
+        let honest = |slot: u16| [1.0, -0.5, 0.25, 2.0][usize::from(slot % 4)];
+        let round = |liars: u16| -> Measured {
+            let slot = |slot: u16| {
+                let entry = |origin: u16| {
+                    let value = if origin < 4 { honest(slot) } else { -3.0 * honest(slot) };
+                    (Origin(origin), value * (1.0 + 0.01 * f64::from(origin)))
+                };
+                (0..4 + liars).map(entry).collect()
+            };
+            RoundValues { slots: (0..40).map(slot).collect() }.into()
+        };
+        let of = |round: Measured, origins, excluded: &[Origin]| {
+            round_update(&manifest, Round(0), &[&round], origins, 1, excluded)
+        };
+        let without = of(round(0), 4, &[]);
+        let with = of(round(5), 9, &[4, 5, 6, 7, 8].map(Origin));
+        assert_eq!(with.weights[..4], without.weights[..]);
+        assert_eq!(with.weights[4..], [0.0; 5]);
+        let signs = |of: &RoundUpdate| -> Vec<i64> {
+            of.coefficients.iter().map(|entry| entry.value.signum()).collect()
+        };
+        assert_eq!(signs(&with), signs(&without));
+        assert_ne!(signs(&with), signs(&of(round(5), 9, &[])), "the liars are the majority");
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct MemberLine {
     pub trust: Option<f64>,
     /// Correlation of its bytes with their repetitions by auditors; `None` while these are few.
     pub audit_score: Option<f64>,
+    /// Whether audits speak against it, too little for a verdict: its records have no weight as long.
+    pub doubted: bool,
     /// The round from which on its records count for nothing.
     pub excluded_from_round: Option<u64>,
     /// Why.
@@ -256,6 +258,7 @@ fn members_to_text(members: &[MemberLine]) -> String {
     for line in members {
         let excluded = match (line.excluded_from_round, line.cause) {
             (Some(round), Some(cause)) => format!("from round {round} on, by {cause}"),
+            _ if line.doubted => "in doubt: no weight for the time being".into(),
             _ => "no".into(),
         };
         text += &format!(

@@ -1117,6 +1117,11 @@ impl Daemon {
                     "{peer} is excluded: its bytes do not fit what others measure at the same place"
                 );
             }
+            Event::Doubted { origins, from } => {
+                let names = origins.iter().map(name_of).collect::<Vec<String>>().join(", ");
+                let names = if names.is_empty() { "nobody".into() } else { names };
+                info!(from = from.0, "audits cast doubt on {names}: no weight for the time being");
+            }
             Event::CatchingUp { certified, target, from } => {
                 let peer = peer_of(*from).map(|peer| peer.to_string()).unwrap_or_default();
                 info!(certified, target, from = peer, "catching up from history");
@@ -1202,6 +1207,7 @@ impl Daemon {
         let convicted = self.protocol.convicted();
         let excluded = self.excluded_from();
         let scores = self.audit_scores();
+        let doubted = self.protocol.doubted();
         let usual = self.weights.iter().sum::<f64>() / self.weights.len().max(1) as f64;
         let line = |at: usize| {
             let origin = Origin(at as u16);
@@ -1216,6 +1222,7 @@ impl Daemon {
                 weight: self.weights.get(at).filter(|_| usual > 0.0).map(|sum| sum / usual),
                 trust: self.trust.get(at).map(|sum| sum / self.weighed.max(1) as f64),
                 audit_score: scores[at],
+                doubted: doubted.contains(&origin),
                 excluded_from_round: excluded.get(&origin).copied(),
                 cause,
             })

@@ -156,6 +156,10 @@ fn register_members(registry: &mut Registry, members: &[MemberLine]) {
     of_all(registry, "member_trust", help, &|member| plain(member.trust));
     let help = "Correlation of a member's bytes with their repetitions by auditors";
     of_all(registry, "member_audit_score", help, &|member| plain(member.audit_score));
+    let help = "1 while audits cast doubt on a member, so that its records have no weight";
+    of_all(registry, "member_doubted", help, &|member| {
+        plain(Some(f64::from(u8::from(member.doubted))))
+    });
     let help = "Round from which on an excluded member's records count for nothing, and why";
     of_all(registry, "member_excluded_from_round", help, &|member| {
         let cause = member.cause.map(|cause| cause.to_string());
@@ -176,6 +180,7 @@ mod tests {
             weight: Some(0.25),
             trust: None,
             audit_score: Some(-0.5),
+            doubted: true,
             excluded_from_round: Some(64),
             cause: Some(Cause::Audits),
         };
@@ -183,6 +188,7 @@ mod tests {
         for line in [
             "rumormill_member_connected{member=\"liar\"} 1.0",
             "rumormill_member_audit_score{member=\"liar\"} -0.5",
+            "rumormill_member_doubted{member=\"liar\"} 1.0",
             "rumormill_member_excluded_from_round{member=\"liar\",cause=\"audits\"} 64.0",
             "rumormill_probes_total 0",
             "# EOF",

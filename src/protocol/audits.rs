@@ -176,11 +176,17 @@ impl Protocol {
         }
     }
 
+    /// Whom audits cast doubt on, as known after the last certified height.
+    pub fn doubted(&self) -> &[Origin] {
+        let last = self.certified.checked_sub(1).and_then(|height| self.summaries.get(&height));
+        last.map_or(&[], |summary| &summary.doubted)
+    }
+
     /// What the audits up to a certified height found.
     fn panel(&self, height: u64) -> Panel<'_> {
-        // Of the members that are left as many may be faulty auditors as such a roster tolerates.
+        // Of the members that are left a third may be faulty auditors, one more than agreement tolerates.
         let left = self.roster.len_at(Height(height)).saturating_sub(self.convicted.len());
-        let faulty = self.manifest.faulty_of(left);
+        let faulty = (left / 3).max(1);
         let heights = (height.saturating_sub(WINDOW - 1)..=height).rev();
         let heights = heights.map_while(|at| self.summaries.get(&at));
         let samples = heights.map(|summary| &summary.audits[..]);
@@ -189,13 +195,16 @@ impl Protocol {
         Panel::new(Height(height), samples, faulty, |auditor| !convicted(&auditor))
     }
 
-    /// Excludes those whom the audits up to a certified height convict, from the height after next on.
+    /// Excludes those whom the audits up to a certified height convict, from the height after next on, and doubts
+    /// others in that height.
     pub(super) fn judge(&mut self, height: u64, out: &mut Vec<Output>) {
         if !self.audits() {
             return;
         }
         let from = height + 2;
-        let scores = self.panel(height).scores(self.roster.len_at(Height(height)));
+        let panel = self.panel(height);
+        let roster_len = self.roster.len_at(Height(height));
+        let (scores, mut doubted) = (panel.scores(roster_len), panel.doubted(roster_len));
         let convicted: Vec<(Origin, Score)> = (0..)
             .map(Origin)
             .zip(scores)
@@ -207,6 +216,16 @@ impl Protocol {
             let id = self.roster.id(origin).copied().unwrap_or(NodeId([0; 32]));
             out.push(Output::Event(Event::Convicted { origin: id, from: Height(from), score }));
             self.reconsider();
+        }
+        doubted.retain(|origin| !self.convicted.contains_key(origin));
+        let before = height.checked_sub(1).and_then(|before| self.summaries.get(&before));
+        if before.is_some_and(|before| before.doubted != doubted) {
+            let origins = doubted.iter().filter_map(|origin| self.roster.id(*origin).copied());
+            let origins = origins.collect();
+            out.push(Output::Event(Event::Doubted { origins, from: Height(from) }));
+        }
+        if let Some(summary) = self.summaries.get_mut(&height) {
+            summary.doubted = doubted;
         }
     }
 }

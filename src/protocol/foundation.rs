@@ -40,6 +40,7 @@ struct Past {
     active: Vec<u16>,
     exponent_next: i32,
     audits: Vec<Sample>,
+    doubted: Vec<u16>,
 }
 
 impl Foundation {
@@ -81,6 +82,7 @@ impl Protocol {
                 active: summary.active.iter().map(|origin| origin.0).collect(),
                 exponent_next: summary.exponent_next,
                 audits: summary.audits.clone(),
+                doubted: summary.doubted.iter().map(|origin| origin.0).collect(),
             })
             .collect();
         let before = |from: &u64, bound| *from < bound;
@@ -136,21 +138,21 @@ impl Protocol {
         self.excluded = origins(foundation.excluded).collect();
         self.convicted = origins(foundation.convicted).collect();
         let roster_len = self.roster.len();
-        for Past { height, active, exponent_next, audits } in foundation.past {
-            let in_order = active.windows(2).all(|pair| pair[0] < pair[1]);
+        for Past { height, active, exponent_next, audits, doubted } in foundation.past {
+            let ordered = |origins: &[u16]| {
+                origins.windows(2).all(|pair| pair[0] < pair[1])
+                    && origins.last().is_none_or(|&at| usize::from(at) < roster_len)
+            };
             let scaled = (-60..=60).contains(&exponent_next);
             let counted = audits.iter().all(Sample::is_plausible);
-            if !in_order
-                || !scaled
-                || !counted
-                || active.last().is_some_and(|&at| usize::from(at) >= roster_len)
-            {
+            if !ordered(&active) || !ordered(&doubted) || !scaled || !counted {
                 return Err(refused(
                     "a height's members are out of order, or its scale or audits are",
                 ));
             }
             let active = active.into_iter().map(Origin).collect();
-            self.summaries.insert(height, Summary { active, exponent_next, audits });
+            let doubted = doubted.into_iter().map(Origin).collect();
+            self.summaries.insert(height, Summary { active, exponent_next, audits, doubted });
         }
         self.reconsider();
         for certified in foundation.heights {

@@ -198,6 +198,8 @@ struct Summary {
     exponent_next: i32,
     /// What the audits in it found.
     audits: Vec<Sample>,
+    /// Whom audits up to it cast doubt on: their records of the height after next have no weight.
+    doubted: Vec<Origin>,
 }
 
 /// A node of a run.
@@ -535,6 +537,19 @@ impl Protocol {
 
     fn is_convicted(&self, origin: Origin, height: u64) -> bool {
         self.convicted.get(&origin).is_some_and(|&from| from <= height)
+    }
+
+    fn is_doubted(&self, origin: Origin, height: u64) -> bool {
+        let from = height.checked_sub(2).and_then(|from| self.summaries.get(&from));
+        from.is_some_and(|summary| summary.doubted.binary_search(&origin).is_ok())
+    }
+
+    /// Origins whose records of a height are given no weight, in order.
+    fn weightless(&self, height: u64) -> Vec<Origin> {
+        let origins = (0..self.roster.len_at(Height(height)) as u16).map(Origin);
+        let counts_not =
+            |origin: &Origin| self.is_excluded(*origin, height) || self.is_doubted(*origin, height);
+        origins.filter(counts_not).collect()
     }
 
     fn height_of(&self, round: u64) -> u64 {

@@ -201,6 +201,13 @@ pub enum Event {
         /// What the audits say.
         score: Score,
     },
+    /// Audits began to cast doubt on members, or no longer do.
+    Doubted {
+        /// All that are doubted now.
+        origins: Vec<NodeId>,
+        /// The height in which their records have no weight.
+        from: Height,
+    },
     /// Certified history is fetched.
     CatchingUp {
         /// Heights certified here.

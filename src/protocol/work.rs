@@ -409,7 +409,10 @@ impl Protocol {
     fn summed(&mut self, round: u64) -> Option<RoundUpdate> {
         let height = self.height_of(round);
         let open = self.heights.get(&height).is_some_and(|state| state.certified.is_none());
-        if !self.keeps_sums() || !open {
+        // Sums are of all that are not excluded.
+        let doubted = height.checked_sub(2).and_then(|from| self.summaries.get(&from));
+        let doubted = doubted.is_some_and(|summary| !summary.doubted.is_empty());
+        if !self.keeps_sums() || !open || doubted {
             return None;
         }
         if !self.sums.contains_key(&round) {
@@ -437,10 +440,7 @@ impl Protocol {
         hasher.update(&set.digest).update(&params.exponent.to_le_bytes());
         hasher.update(&(params.roster_len as u64).to_le_bytes());
         hasher.update(&(params.active.len() as u64).to_le_bytes());
-        let origins = (0..params.roster_len as u16).map(Origin);
-        let excluded: Vec<Origin> =
-            origins.filter(|&origin| self.is_excluded(origin, height)).collect();
-        for origin in params.active.iter().chain(&excluded) {
+        for origin in params.active.iter().chain(&self.weightless(height)) {
             hasher.update(&origin.0.to_le_bytes());
         }
         Some(*hasher.finalize().as_bytes())
@@ -483,11 +483,9 @@ impl Protocol {
     fn update_from(&self, round: u64, window: &[&Measured]) -> RoundUpdate {
         let height = self.height_of(round);
         let roster_len = self.roster.len_at(crate::id::Height(height));
-        let excluded: Vec<Origin> = (0..roster_len as u16)
-            .map(Origin)
-            .filter(|&origin| self.is_excluded(origin, height))
-            .collect();
-        let faulty = self.manifest.faulty_of(roster_len);
+        let excluded = self.weightless(height);
+        // Of those that are left, as many may lie as such a roster tolerates.
+        let faulty = self.manifest.faulty_of(roster_len.saturating_sub(excluded.len()));
         round_update(&self.manifest, Round(round), window, roster_len, faulty, &excluded)
     }
 
@@ -531,6 +529,7 @@ impl Protocol {
             active: active.map(|(origin, _)| Origin(origin as u16)).collect(),
             exponent_next: scale.clamp(params.exponent - 2, params.exponent + 2).clamp(-60, 60),
             audits: Vec::new(),
+            doubted: Vec::new(),
         }
     }
 }

@@ -139,12 +139,15 @@ pub struct Momenta<'a> {
     pub beta: f64,
     /// Origins in the roster.
     pub origins: usize,
+    /// Those whose records count for nothing, whatever the rule: no rule looks at them.
+    pub excluded: &'a [Origin],
 }
 
 /// Which origins count in the round that is being closed.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Choice {
-    /// The weight of every origin, by roster position; 0 for those without any record in the window.
+    /// The weight of every origin, by roster position; 0 for those that are excluded, or without any record
+    /// in the window.
     pub weights: Vec<f64>,
     /// How much every origin agrees with the others along the same directions, from −1 to 1; for
     /// people to look at. Empty when the rule compares nobody.
@@ -205,6 +208,7 @@ fn everybody(momenta: &Momenta<'_>) -> Choice {
     for values in momenta.rounds.iter().flat_map(|round| &round.values().slots).flatten() {
         weights[values.0.index()] = 1.0;
     }
+    momenta.excluded.iter().for_each(|origin| weights[origin.index()] = 0.0);
     Choice { weights, trust: Vec::new() }
 }
 
@@ -236,7 +240,7 @@ mod tests {
     }
 
     pub(super) fn momenta<'a>(rounds: &'a [&'a Measured], origins: usize) -> Momenta<'a> {
-        Momenta { rounds, beta: 0.9, origins }
+        Momenta { rounds, beta: 0.9, origins, excluded: &[] }
     }
 
     /// What `count` origins would measure along 240 directions: a gradient of size 1 and noise of

@@ -187,6 +187,7 @@ impl Window {
             }
             factor *= momenta.beta * momenta.beta;
         }
+        momenta.excluded.iter().for_each(|origin| window.sizes[origin.index()] = Sizes::default());
         for a in 0..origins {
             for b in a + 1..origins {
                 let (at, mirrored) = (a * origins + b, b * origins + a);
@@ -198,7 +199,7 @@ impl Window {
         window
     }
 
-    /// Origins with any value.
+    /// Origins with any value, without the excluded.
     pub(super) fn members(&self) -> Vec<usize> {
         (0..self.origins).filter(|&origin| self.sizes[origin].all > 0.0).collect()
     }
