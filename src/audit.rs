@@ -38,7 +38,7 @@ const WORTH_MIN: u32 = 10;
 /// A verdict asks for a score below so much of the usual one. Measured: honest origins score alike, above 0.8, or
 /// around 0.75 where a model jumps about; liars below 0.4 and who repeats another's bytes up to 0.6
 /// (`ARCHITECTURE.md`, "Audits").
-const LOW: f64 = 2.0 / 3.0;
+const LOW: f64 = 0.6;
 
 /// Deviations below the usual that a verdict asks for at first ([`unusual`], [`deviations`]). Measured: of 8,712 scores
 /// of honest nodes in runs of 300 heights the lowest was 3.7 below; at 2.5, six were convicted.

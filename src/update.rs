@@ -187,7 +187,8 @@ pub fn step_size(manifest: &Manifest, round: Round) -> f64 {
 
 /// What closing `round` pays out. `window` are the rounds of the selection window from the oldest
 /// to `round` itself; instalments of rounds that are not in it are not paid. `excluded` origins
-/// count for nothing; of the others `faulty` may lie.
+/// count for nothing; of the others `faulty` may lie. `standing` is what is known
+/// of them from rounds before ([`crate::selection::Standing`]).
 pub fn round_update(
     manifest: &Manifest,
     round: Round,
@@ -195,11 +196,12 @@ pub fn round_update(
     origins: usize,
     faulty: usize,
     excluded: &[Origin],
+    standing: &[f64],
 ) -> RoundUpdate {
     let selection = manifest.selection.selection();
     let beta = f64::from(manifest.beta_permille) / 1000.0;
     let first = window.len().saturating_sub(manifest.window as usize);
-    let momenta = Momenta { rounds: &window[first..], beta, origins, excluded };
+    let momenta = Momenta { rounds: &window[first..], beta, origins, excluded, standing };
     let Choice { weights, trust } = selection.choose(&momenta, faulty);
     let mut coefficients = Vec::new();
     for instalment in &manifest.instalments {
@@ -276,7 +278,7 @@ mod tests {
         let manifest = Manifest::template();
         let one = values(&[1.0, -2.0, 0.5]);
         let other = values(&[1024.0, -2048.0, 512.0]);
-        let update = |values| round_update(&manifest, Round(0), &[values], 1, 0, &[]);
+        let update = |values| round_update(&manifest, Round(0), &[values], 1, 0, &[], &[]);
         assert_eq!(update(&one), update(&other));
         let coefficients = update(&one).coefficients;
         assert_eq!(coefficients[0].value, -coefficients[2].value * -2);
@@ -299,7 +301,7 @@ mod tests {
             RoundValues { slots: (0..40).map(slot).collect() }.into()
         };
         let of = |round: Measured, origins, excluded: &[Origin]| {
-            round_update(&manifest, Round(0), &[&round], origins, 1, excluded)
+            round_update(&manifest, Round(0), &[&round], origins, 1, excluded, &[])
         };
         let without = of(round(0), 4, &[]);
         let with = of(round(5), 9, &[4, 5, 6, 7, 8].map(Origin));
@@ -315,7 +317,8 @@ mod tests {
     #[test]
     fn by_hand() {
         let manifest = Manifest { step_24: 1 << 24, ..Manifest::template() };
-        let update = round_update(&manifest, Round(0), &[&values(&[0.6745, 0.6745])], 1, 0, &[]);
+        let update =
+            round_update(&manifest, Round(0), &[&values(&[0.6745, 0.6745])], 1, 0, &[], &[]);
         // v/rms = 0.6745, two covered slots, step 1.
         let expected = (-0.6745_f64 / 2.0 * (1_u64 << 40) as f64).round_ties_even() as i64;
         assert_eq!(update.coefficients.len(), 2);
@@ -326,7 +329,7 @@ mod tests {
     fn one_wild_value_moves_at_most_its_clip() {
         let manifest = Manifest { step_24: 1 << 24, ..Manifest::template() };
         let update =
-            round_update(&manifest, Round(0), &[&values(&[1.0, 1.0, 1.0, 1e6])], 1, 0, &[]);
+            round_update(&manifest, Round(0), &[&values(&[1.0, 1.0, 1.0, 1e6])], 1, 0, &[], &[]);
         let wild = update.coefficients[3].value as f64 / (1_u64 << 40) as f64;
         assert_eq!(wild, -CLIP / 4.0);
     }
@@ -342,9 +345,9 @@ mod tests {
         };
         let whole = Manifest::template();
         let (a, b) = (values(&[1.0, 3.0]), values(&[-1.0, 2.0]));
-        let first = round_update(&manifest, Round(0), &[&a], 1, 0, &[]);
-        let second = round_update(&manifest, Round(1), &[&a, &b], 1, 0, &[]);
-        let expected = round_update(&whole, Round(0), &[&a], 1, 0, &[]);
+        let first = round_update(&manifest, Round(0), &[&a], 1, 0, &[], &[]);
+        let second = round_update(&manifest, Round(1), &[&a, &b], 1, 0, &[], &[]);
+        let expected = round_update(&whole, Round(0), &[&a], 1, 0, &[], &[]);
         let paid: i64 = first
             .coefficients
             .iter()

@@ -45,7 +45,7 @@ fn main() {
                 let start = Instant::now();
                 let newest = Measured::from(newest.clone());
                 let window: Vec<&Measured> = kept.iter().chain([&newest]).collect();
-                black_box(round_update(&manifest, Round(19), &window, NODES, 5, &[]));
+                black_box(round_update(&manifest, Round(19), &window, NODES, 5, &[], &[]));
                 start.elapsed().as_secs_f64() * 1e6
             })
             .collect();

@@ -13,6 +13,7 @@ use crate::height::{CertifiedHeight, ChainDigest, Checked};
 use crate::id::{Height, NodeId, Origin};
 use crate::message::StartVote;
 use crate::roster::Roster;
+use crate::selection::Standing;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Encode, Decode)]
@@ -41,6 +42,7 @@ struct Past {
     exponent_next: i32,
     audits: Vec<Sample>,
     doubted: Vec<u16>,
+    standing: Standing,
 }
 
 impl Foundation {
@@ -83,6 +85,7 @@ impl Protocol {
                 exponent_next: summary.exponent_next,
                 audits: summary.audits.clone(),
                 doubted: summary.doubted.iter().map(|origin| origin.0).collect(),
+                standing: summary.standing.clone(),
             })
             .collect();
         let before = |from: &u64, bound| *from < bound;
@@ -138,21 +141,23 @@ impl Protocol {
         self.excluded = origins(foundation.excluded).collect();
         self.convicted = origins(foundation.convicted).collect();
         let roster_len = self.roster.len();
-        for Past { height, active, exponent_next, audits, doubted } in foundation.past {
+        for Past { height, active, exponent_next, audits, doubted, standing } in foundation.past {
             let ordered = |origins: &[u16]| {
                 origins.windows(2).all(|pair| pair[0] < pair[1])
                     && origins.last().is_none_or(|&at| usize::from(at) < roster_len)
             };
             let scaled = (-60..=60).contains(&exponent_next);
             let counted = audits.iter().all(Sample::is_plausible);
-            if !ordered(&active) || !ordered(&doubted) || !scaled || !counted {
+            let stands = standing.is_plausible(roster_len);
+            if !ordered(&active) || !ordered(&doubted) || !scaled || !counted || !stands {
                 return Err(refused(
                     "a height's members are out of order, or its scale or audits are",
                 ));
             }
             let active = active.into_iter().map(Origin).collect();
             let doubted = doubted.into_iter().map(Origin).collect();
-            self.summaries.insert(height, Summary { active, exponent_next, audits, doubted });
+            self.summaries
+                .insert(height, Summary { active, exponent_next, audits, doubted, standing });
         }
         self.reconsider();
         for certified in foundation.heights {

@@ -44,7 +44,7 @@ use crate::manifest::{Founders, Manifest, ManifestError};
 use crate::message::StartVote;
 use crate::roster::Roster;
 use crate::round::{Deal, RoundValues, directions, walk_len_max};
-use crate::selection::Measured;
+use crate::selection::{Measured, Standing};
 use crate::start::{Start, founders_of};
 use crate::time::Time;
 use crate::update::{Coefficient, RoundUpdate};
@@ -200,6 +200,8 @@ struct Summary {
     audits: Vec<Sample>,
     /// Whom audits up to it cast doubt on: their records of the height after next have no weight.
     doubted: Vec<Origin>,
+    /// How members agreed with each other in all rounds up to it, where the rule compares them.
+    standing: Standing,
 }
 
 /// A node of a run.

@@ -16,7 +16,7 @@ use crate::id::{Origin, Round};
 use crate::lb8;
 use crate::manifest::Directions;
 use crate::round::Deal;
-use crate::selection::{Measured, Rule};
+use crate::selection::{Measured, Rule, Standing};
 use crate::spsa::projected_gradient;
 use crate::update::{Coefficient, mean_update, round_update};
 
@@ -486,7 +486,9 @@ impl Protocol {
         let excluded = self.weightless(height);
         // Of those that are left, as many may lie as such a roster tolerates.
         let faulty = self.manifest.faulty_of(roster_len.saturating_sub(excluded.len()));
-        round_update(&self.manifest, Round(round), window, roster_len, faulty, &excluded)
+        let known = height.checked_sub(2).and_then(|of| self.summaries.get(&of));
+        let standing = known.map(|summary| summary.standing.values()).unwrap_or_default();
+        round_update(&self.manifest, Round(round), window, roster_len, faulty, &excluded, &standing)
     }
 
     /// What later heights need to know of this certified one: who worked, and the scale of its
@@ -504,6 +506,19 @@ impl Protocol {
             cache.lock().remember_summary(height, key, summary.clone());
         }
         summary
+    }
+
+    /// How members agreed with each other in all rounds up to a certified height.
+    fn standing(&self, height: u64) -> Standing {
+        let before = height.checked_sub(1).and_then(|before| self.summaries.get(&before));
+        let mut standing = before.map(|summary| summary.standing.clone()).unwrap_or_default();
+        let weightless = self.weightless(height);
+        let counts = |at: usize| weightless.binary_search(&Origin(at as u16)).is_err();
+        let rounds = self.first_round(height)..self.first_round(height + 1);
+        for (_, update) in self.applied.range(rounds).filter(|(_, of)| !of.trust.is_empty()) {
+            standing.add(&update.trust, counts);
+        }
+        standing
     }
 
     fn derive_summary(&mut self, height: u64) -> super::Summary {
@@ -530,6 +545,7 @@ impl Protocol {
             exponent_next: scale.clamp(params.exponent - 2, params.exponent + 2).clamp(-60, 60),
             audits: Vec::new(),
             doubted: Vec::new(),
+            standing: self.standing(height),
         }
     }
 }

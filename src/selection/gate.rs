@@ -1,5 +1,9 @@
 //! The magnitude gate: an origin whose values are of another size than everybody's is out.
 //!
+//! Two measures of other size. One is absolute, below; the other is relative to how much sizes differ anyway
+//! ([`put_out_sizes`]): who trains on other labels sees what the others see as long as nobody knows much, and
+//! later measures losses that nobody else has. Where shards differ (Dirichlet) nothing but size tells it then.
+//!
 //! Zeros and half means sit inside the honest ball, where no distance finds them, and huge values
 //! decide every mean; both give themselves away by size. An origin passes while its median magnitude
 //! is within [`GATE`](super::sums::GATE) times the typical one of each round, which is asked without
@@ -16,6 +20,32 @@ pub(super) fn gate(window: &Window) -> Vec<usize> {
     };
     let passed: Vec<usize> = members.iter().copied().filter(passes).collect();
     if passed.is_empty() { members } else { passed }
+}
+
+/// Sizes within this factor of the middle one are never out, whatever the spread.
+const ALIKE: f64 = 1.5;
+
+/// Robust deviations from the middle size at which an origin is out.
+const DEVIATIONS: f64 = 3.0;
+
+/// Puts out those of the `most` oddest sizes that are off by more than `max(3/2, 1 + 3 MAD)` times the middle one
+/// either way.
+pub(super) fn put_out_sizes(window: &Window, held: &mut Vec<usize>, most: usize) {
+    let mut sizes: Vec<f64> = held.iter().map(|&origin| window.size(origin)).collect();
+    sizes.sort_by(f64::total_cmp);
+    let Some(&middle) = sizes.get(sizes.len() / 2).filter(|&&middle| middle > 0.0) else { return };
+    let mut deviations: Vec<f64> = sizes.iter().map(|size| (size / middle - 1.0).abs()).collect();
+    deviations.sort_by(f64::total_cmp);
+    let bound = ALIKE.max(1.0 + DEVIATIONS * 1.4826 * deviations[deviations.len() / 2]);
+    let odd = |origin: usize| {
+        let ratio = window.size(origin) / middle;
+        if ratio > 0.0 { ratio.max(1.0 / ratio) } else { f64::INFINITY }
+    };
+    let mut ranked: Vec<(f64, usize)> = held.iter().map(|&origin| (odd(origin), origin)).collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let out = ranked.iter().take(most).filter(|(odd, _)| *odd > bound);
+    let out: Vec<usize> = out.map(|entry| entry.1).collect();
+    held.retain(|origin| !out.contains(origin));
 }
 
 #[cfg(test)]
@@ -39,6 +69,23 @@ mod tests {
     fn one_wild_value_does_not_put_its_origin_out() {
         let round = round(&[&[1.0, 1.0, 100.0], &[1.0, 1.0, 1.0], &[1.0, 1.0, 1.0]]);
         assert_eq!(gate(&Window::new(&momenta(&[&round], 3))), [0, 1, 2]);
+    }
+
+    #[test]
+    fn who_is_odd_beside_how_much_sizes_differ_is_out() {
+        let left = |sizes: &[f64], most| {
+            let round = round(&[sizes, &sizes.iter().map(|size| -size).collect::<Vec<f64>>()]);
+            let rounds = [&round];
+            let window = Window::new(&momenta(&rounds, sizes.len()));
+            let mut held = window.members();
+            put_out_sizes(&window, &mut held, most);
+            held
+        };
+        assert_eq!(left(&[1.0, 1.02, 0.98, 1.0, 1.4, 1.6, 0.6], 2), [0, 1, 2, 3, 4]);
+        assert_eq!(left(&[1.0, 1.02, 0.98, 1.0, 1.4, 1.6, 0.6], 1), [0, 1, 2, 3, 4, 5]);
+        // Where sizes differ by a third of the middle one, 1.2, twice as much is nothing odd: 1 + 3 · 1.4826 / 3 = 2.5.
+        assert_eq!(left(&[1.0, 0.75, 1.25, 0.8, 1.2, 2.4, 3.2], 2), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(left(&[0.0; 3], 1), [0, 1, 2]);
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod krum;
 mod median;
 mod nearest;
 mod stack;
+mod standing;
 mod sums;
 mod trimmed;
 mod trust;
@@ -41,6 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::Origin;
 
+pub use standing::Standing;
 pub use sums::Measured;
 
 /// The selection rules, by name.
@@ -141,6 +143,9 @@ pub struct Momenta<'a> {
     pub origins: usize,
     /// Those whose records count for nothing, whatever the rule: no rule looks at them.
     pub excluded: &'a [Origin],
+    /// How much every origin agreed with the others before the window ([`Standing`]), by roster position; empty while
+    /// there is nothing to remember.
+    pub standing: &'a [f64],
 }
 
 /// Which origins count in the round that is being closed.
@@ -240,7 +245,7 @@ mod tests {
     }
 
     pub(super) fn momenta<'a>(rounds: &'a [&'a Measured], origins: usize) -> Momenta<'a> {
-        Momenta { rounds, beta: 0.9, origins, excluded: &[] }
+        Momenta { rounds, beta: 0.9, origins, excluded: &[], standing: &[] }
     }
 
     /// What `count` origins would measure along 240 directions: a gradient of size 1 and noise of

@@ -25,7 +25,7 @@ impl Selection for Stack {
     fn choose(&self, momenta: &Momenta<'_>, faulty: usize) -> Choice {
         let window = Window::new(&newest(momenta));
         let members = window.members();
-        let held = trusted(&window, faulty);
+        let held = trusted(&window, momenta.standing, faulty);
         let kept = members.len().saturating_sub(faulty).clamp(1, held.len().max(1));
         let weights = votes(&held, kept, window.origins, |a, b| window.clipped_distance(a, b));
         Choice { weights, trust: scores(&window, &members) }

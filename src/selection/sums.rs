@@ -18,6 +18,9 @@ pub(super) const SCORING_CLIP: f64 = 2.0;
 /// An origin whose median magnitude is off by more than this either way is out for the round.
 pub(super) const GATE: f64 = 4.0;
 
+/// No value adds more than so many typical magnitudes to its origin's size.
+const SIZE_CLIP: f64 = 8.0;
+
 /// The records of a round with the sums over them, which are made when first asked for.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
@@ -82,6 +85,8 @@ pub(super) struct Sizes {
     pub(super) small: f64,
     /// In slots with another origin's value.
     pub(super) shared: f64,
+    /// Sum of magnitudes, in typical magnitudes and at most [`SIZE_CLIP`] each.
+    pub(super) magnitude: f64,
 }
 
 impl Sums {
@@ -100,6 +105,7 @@ impl Sums {
                 size.large += f64::from(u8::from(value.abs() > GATE * typical));
                 size.small += f64::from(u8::from(value.abs() < typical / GATE));
                 size.shared += f64::from(u8::from(entries.len() > 1));
+                size.magnitude += (value.abs() / unit).min(SIZE_CLIP);
                 places[origin.index()].push((slot, at));
             }
         }
@@ -184,6 +190,7 @@ impl Window {
                 sum.large += factor * size.large;
                 sum.small += factor * size.small;
                 sum.shared += factor * size.shared;
+                sum.magnitude += factor * size.magnitude;
             }
             factor *= momenta.beta * momenta.beta;
         }
@@ -202,6 +209,19 @@ impl Window {
     /// Origins with any value, without the excluded.
     pub(super) fn members(&self) -> Vec<usize> {
         (0..self.origins).filter(|&origin| self.sizes[origin].all > 0.0).collect()
+    }
+
+    /// The mean magnitude of an origin's values, in typical ones.
+    pub(super) fn size(&self, origin: usize) -> f64 {
+        let Sizes { all, magnitude, .. } = self.sizes[origin];
+        if all > 0.0 { magnitude / all } else { 0.0 }
+    }
+
+    /// The standard deviation of an origin's correlation with all others together, if they have nothing in
+    /// common: one over the root of the values that it shares with them.
+    pub(super) fn chance(&self, origin: usize) -> f64 {
+        let row = &self.slots[origin * self.origins..(origin + 1) * self.origins];
+        1.0 / row.iter().sum::<f64>().max(1.0).sqrt()
     }
 
     /// The mean squared difference of two origins over the slots that they share, in the unit of the
@@ -280,7 +300,10 @@ mod tests {
         assert_eq!((pair.slots, pair.difference), (2.0, 90.0));
         // .5 · 2 + .5 · (−1); .25 + .25; 4 + 1.
         assert_eq!((pair.product, pair.energy), (0.5, [0.5, 5.0]));
-        assert_eq!(sums.sizes[2], Sizes { all: 2.0, large: 1.0, small: 0.0, shared: 2.0 });
+        assert_eq!(
+            sums.sizes[2],
+            Sizes { all: 2.0, large: 1.0, small: 0.0, shared: 2.0, magnitude: 6.0 }
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@
 //! sees the opposite of most is never needed, and who agrees half as much as the others does no harm.
 //! Without the half, one honest origin in ten is out every round (MAD of eleven is itself noisy).
 
-use super::gate::gate;
+use super::gate::{gate, put_out_sizes};
 use super::sums::{Measured, Window, rounds_needed};
 use super::{Choice, Momenta, Selection};
 
@@ -23,6 +23,10 @@ pub(super) const AVERAGING_CLIP: f64 = 6.0;
 
 /// Robust deviations below the median trust at which an origin is out.
 const DEVIATIONS: f64 = 3.0;
+
+/// Distrust must be more than so many standard deviations of chance: late in training, or with shards that differ,
+/// there is nothing to agree on, and whom to put out is better left to the mixing.
+const CHANCE: f64 = 1.5;
 
 /// Gate and trust alone: everybody who is left counts alike.
 pub(super) struct Trust;
@@ -40,7 +44,7 @@ impl Selection for Trust {
         let window = Window::new(&newest(momenta));
         let trust = scores(&window, &window.members());
         let mut weights = vec![0.0; momenta.origins];
-        for origin in trusted(&window, faulty) {
+        for origin in trusted(&window, momenta.standing, faulty) {
             weights[origin] = 1.0;
         }
         Choice { weights, trust }
@@ -53,27 +57,35 @@ pub(super) fn newest<'a>(momenta: &Momenta<'a>) -> Momenta<'a> {
     Momenta { rounds: &rounds[rounds.len() - rounds_needed(rounds)..], ..*momenta }
 }
 
-/// Those that pass the gate and are trusted, in order.
-pub(super) fn trusted(window: &Window, faulty: usize) -> Vec<usize> {
+/// Those that pass the gate and are trusted, in order. Of those that pass, no more than `faulty` are out: by size, then by
+/// what they did before the window as far as there is anything to remember, then by the window.
+pub(super) fn trusted(window: &Window, standing: &[f64], faulty: usize) -> Vec<usize> {
     let mut held = gate(window);
+    let fewest = held.len().saturating_sub(faulty);
+    put_out_sizes(window, &mut held, faulty);
+    let left = held.len() - fewest.min(held.len());
+    put_out(&mut held, left, |origin| standing.get(origin).copied());
     let trust = scores(window, &held);
+    let left = held.len() - fewest.min(held.len());
+    put_out(&mut held, left, |origin| Some(trust[origin] + CHANCE * window.chance(origin)));
+    held
+}
+
+/// Puts out those of the `most` least that are below `max(0, min(median − 3 MAD, median/2))`. Those without
+/// a value stay.
+fn put_out(held: &mut Vec<usize>, most: usize, value: impl Fn(usize) -> Option<f64>) {
     let mut ranked: Vec<(f64, usize)> =
-        held.iter().map(|&origin| (trust[origin], origin)).collect();
+        held.iter().filter_map(|&origin| Some((value(origin)?, origin))).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     // Where all abstained there is nobody to trust.
-    let Some(&(middle, _)) = ranked.get(ranked.len() / 2) else { return held };
-    let mut deviations: Vec<f64> = ranked.iter().map(|(trust, _)| (trust - middle).abs()).collect();
+    let Some(&(middle, _)) = ranked.get(ranked.len() / 2) else { return };
+    let mut deviations: Vec<f64> = ranked.iter().map(|(value, _)| (value - middle).abs()).collect();
     deviations.sort_by(f64::total_cmp);
     let spread = 1.4826 * deviations[deviations.len() / 2];
     let floor = (middle - DEVIATIONS * spread).min(middle / 2.0).max(0.0);
-    let out: Vec<usize> = ranked
-        .iter()
-        .take(faulty)
-        .filter(|(trust, _)| *trust < floor)
-        .map(|entry| entry.1)
-        .collect();
+    let out = ranked.iter().take(most).filter(|(value, _)| *value < floor);
+    let out: Vec<usize> = out.map(|entry| entry.1).collect();
     held.retain(|origin| !out.contains(origin));
-    held
 }
 
 /// The trust of every origin, measured against `others` only; 0 for those who met none of them.

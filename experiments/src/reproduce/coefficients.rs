@@ -211,7 +211,7 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
             window.remove(0);
         }
         let rounds: Vec<&Measured> = window.iter().collect();
-        let update = round_update(&manifest, round, &rounds, setup.nodes, 0, &[]);
+        let update = round_update(&manifest, round, &rounds, setup.nodes, 0, &[], &[]);
         let payouts = update.coefficients.iter().map(|coefficient| Payout {
             direction: Direction::new(&run, coefficient.round, coefficient.slot),
             from: 0,

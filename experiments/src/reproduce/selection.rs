@@ -260,7 +260,7 @@ fn train(
             window.remove(0);
         }
         let rounds: Vec<&Measured> = window.iter().collect();
-        let update = round_update(&manifest, round, &rounds, NODES, FAULTY, &[]);
+        let update = round_update(&manifest, round, &rounds, NODES, FAULTY, &[], &[]);
         let payouts = update.coefficients.iter().map(|coefficient| Payout {
             direction: Direction::new(&run, coefficient.round, coefficient.slot),
             from: 0,
