@@ -160,7 +160,7 @@ fn some_manifest(n: usize, rng: &mut KeyedRng) -> Manifest {
         probes_per_round: 2 + rng.index(7),
         redundancy_256: 256 * (1 + rng.index(3)),
         data_mode: [DataMode::Public, DataMode::Private][rng.index(2) as usize],
-        selection: [Rule::Mean, Rule::Nnm, Rule::Median][rng.index(3) as usize],
+        selection: [Rule::Mean, Rule::Nnm, Rule::Median, Rule::Stack][rng.index(4) as usize],
         window: 1 + rng.index(8),
         scale_exponent: -2,
         founders: Founders::Members((0..n as u64).map(|i| Keys::simulated(i).id()).collect()),

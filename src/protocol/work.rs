@@ -431,9 +431,12 @@ impl Protocol {
     }
 
     /// A hash of all that the coefficients of a certified height follow from; `None` where nobody
-    /// would ask for it, and while the height is open.
+    /// would ask for it, where they follow from more than the height, and while it is open.
     fn certified_key(&self, height: u64) -> Option<[u8; 32]> {
         self.cache.as_ref()?;
+        if self.reach() > 1 || self.manifest.selection.selection().uses_window() {
+            return None;
+        }
         let set = self.heights.get(&height)?.certified.as_ref()?;
         let params = self.params(height)?;
         let mut hasher = blake3::Hasher::new();
@@ -495,7 +498,7 @@ impl Protocol {
     /// values by the median rule, changed by at most two octaves.
     pub(super) fn summarize(&mut self, height: u64) -> super::Summary {
         let audits = self.samples(height);
-        let key = self.certified_key(height).filter(|_| self.reach() == 1);
+        let key = self.certified_key(height);
         if let (Some(cache), Some(key)) = (&self.cache, &key)
             && let Some(summary) = cache.lock().summary(height, key)
         {
