@@ -139,6 +139,8 @@ pub struct Outcome {
 pub struct Standing {
     /// The node.
     pub node: usize,
+    /// The round in which its records first had no weight, as audits cast doubt on it.
+    pub doubted_from: Option<u64>,
     /// The round from which on its records count for nothing.
     pub excluded_from: Option<u64>,
     /// Correlation of its bytes with their repetitions.

@@ -325,18 +325,26 @@ fn report_news(plan: &Plan, network: &Simulation<ModelTrainer>, seed: u64) {
 
 fn standings(plan: &Plan, network: &Simulation<ModelTrainer>, judged: &Judged) -> Vec<Standing> {
     let Some(witness) = up(plan, network).next() else { return Vec::new() };
-    let witness = protocol(network, witness);
+    let (events, witness) = (&network.nodes[witness].events, protocol(network, witness));
+    let doubted_from = |id| {
+        events.iter().find_map(|(_, event)| match event {
+            Event::Doubted { origins, from } if origins.contains(&id) => Some(from.0),
+            _ => None,
+        })
+    };
     let excluded = witness.excluded();
     let scores = witness.audit_scores();
     let nodes = 0..plan.nodes;
     nodes
         .filter_map(|node| {
-            let origin = witness.roster().origin(&network.trainer.id(node))?;
+            let id = network.trainer.id(node);
+            let origin = witness.roster().origin(&id)?;
             let per_height = u64::from(plan.scenario.run.rounds_per_height);
             let excluded_from = excluded.get(&origin).map(|from| from * per_height);
             let (trust, weight) = judged.means(origin.index(), excluded_from.unwrap_or(u64::MAX));
             Some(Standing {
                 node,
+                doubted_from: doubted_from(id).map(|from| from * per_height),
                 excluded_from,
                 audit_score: scores[origin.index()].map(|score| score.correlation),
                 trust,

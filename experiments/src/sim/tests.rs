@@ -151,6 +151,22 @@ fn every_lie_leaves_honest_nodes_agreed() {
 }
 
 #[test]
+fn a_liar_is_doubted_before_it_is_excluded_and_nobody_else_is() {
+    let text = "nodes = 7\n[graph]\nfamily = \"complete\"\n[run]\nrounds = 60\nrounds_per_height = 2\n\
+                probes_per_round = 16\nstep = 0.1\nselection = \"stack\"\naudit_permille = 100\n\
+                [[fault]]\ncount = 2\nkind = \"sign-flip\"\n";
+    let (plan, outcomes) = ran(text, "model = \"softmax\"");
+    assert_eq!(outcomes[0].verdict, Verdict::Agreed);
+    for of in &outcomes[0].standings {
+        if plan.lies[of.node].is_some() {
+            assert!(of.doubted_from.is_some() && of.doubted_from < of.excluded_from, "{of:?}");
+        } else {
+            assert_eq!(of.excluded_from, None, "{of:?}");
+        }
+    }
+}
+
+#[test]
 fn broken_protocols_are_named_in_scenarios_as_lies_are() {
     for kind in ["equivocation", "false-ack", "restored-backup"] {
         let fault = format!("[[fault]]\ncount = 1\nkind = \"{kind}\"\n");
