@@ -10,10 +10,11 @@
 //!
 //! Auditors lie, too. Whom most auditors, each on its own, find honest, is measured by all of them, and an
 //! auditor whose repetitions of what all those did do not fit is not heard ([`Panel`]). An origin's *score* is a
-//! correlation over the last heights that have enough of it: of the auditors' own correlations the `f`
-//! highest and `f` lowest are left out, so that `f` auditors that lie about one origin alone, or copy
+//! correlation over the last [`WINDOW`] heights: of the auditors' own correlations a third of the members' number is
+//! left out on either side, so that so many that lie about one origin alone, or copy
 //! what they should repeat, cannot move the rest beyond what honest ones found. A score below
-//! [`LOW`] of the usual one, whichever height is left out, excludes the origin. Everything is a function of certified
+//! [`LOW`] of the usual one, and lower than chance makes the usual, whichever height is left out, excludes the origin.
+//! Before that it is *doubted* ([`Panel::doubted`]). Everything is a function of certified
 //! records: the verdict is the same everywhere.
 
 use crate::height::SetDigest;
@@ -42,7 +43,7 @@ const LOW: f64 = 0.6;
 
 /// Deviations below the usual that a verdict asks for at first ([`unusual`], [`deviations`]). Measured: of 8,712 scores
 /// of honest nodes in runs of 300 heights the lowest was 3.7 below; at 2.5, six were convicted.
-const VERDICT_DEVIATIONS: f64 = 4.0;
+const VERDICT_DEVIATIONS: f64 = 3.5;
 
 /// By how much honest nodes' scores differ other than by chance, in Fisher's transformation: records are made of
 /// models that lag more or less behind the auditors'. Measured: 0.57 for a usual 0.89, of 44 repetitions.
@@ -239,15 +240,15 @@ fn deviations(at_first: f64, height: Height) -> f64 {
 /// repetitions; −1 where they are too few to say.
 ///
 /// Fisher's transformation `ln((1 + r)/(1 − r))/2` of a correlation is nearly normal with variance
-/// `1/(count − 3)`; honest nodes differ, too, by [`DIFFERENCE`]. The exponential function is replaced by one over the first terms of its series, from
-/// above: only the basic operations are the same on every machine.
+/// `1/(count − 3)`; honest nodes differ, too, by [`DIFFERENCE`].
 fn unusual(usual: f64, count: u32, deviations: f64) -> f64 {
     if count <= 3 {
         return -1.0;
     }
     let variance = 1.0 / f64::from(count - 3) + DIFFERENCE * DIFFERENCE;
+    // (1 + x/64)^64 for exp(x): only the basic operations are the same on every machine.
     let x = 2.0 * deviations * variance.sqrt();
-    let shrunk = 1.0 / (1.0 + x + x * x / 2.0 + x * x * x / 6.0);
+    let shrunk = 1.0 / (0..6).fold(1.0 + x / 64.0, |power, _| power * power);
     let usual = usual.clamp(-0.99, 0.99);
     let odds = (1.0 + usual) / (1.0 - usual) * shrunk;
     (odds - 1.0) / (odds + 1.0)
@@ -279,6 +280,8 @@ pub struct Panel<'a> {
     out: Vec<Origin>,
     /// Auditors that are not heard, in order; those that are out among them.
     unheard: Vec<Origin>,
+    /// Members that may lie in one accord.
+    third: usize,
     /// Auditors that may lie and are heard nevertheless.
     faulty: usize,
 }
@@ -317,10 +320,11 @@ impl<'a> Panel<'a> {
         out.retain(|&origin| !counts(origin));
         let mut unheard = out.clone();
         let [disbelieved, unproven] = not_believed(height, all(), &unheard);
-        let faulty = faulty.saturating_sub(disbelieved.len());
+        let third = faulty;
+        let faulty = third.saturating_sub(disbelieved.len());
         unheard.extend(disbelieved.into_iter().chain(unproven));
         unheard.sort_unstable();
-        Panel { height, heights, out, unheard, faulty }
+        Panel { height, heights, out, unheard, third, faulty }
     }
 
     /// The scores of origins `0 .. roster_len`; `None` where little was found.
@@ -381,14 +385,16 @@ impl<'a> Panel<'a> {
         pooled(origin, found, 0).filter(|of| of.samples >= DOUBT_MIN && of.auditors >= DOUBTERS_MIN)
     }
 
-    /// The usual score of honest origins: the upper quartile of all but those that do not count. Nearly half of
-    /// them may be liars, and then the middle one is the worst of the honest.
+    /// The usual score of honest origins: the highest without a third of the members, of all that count and of whom
+    /// enough is known. Nearly half of them may be liars, and then the middle one is the worst of the honest; and a third
+    /// that contrive to fit better than anybody do not set it. −1, which nobody is below, while they are too few.
     fn usual<'b>(&self, found: impl Iterator<Item = (Origin, &'b Pooled)>) -> f64 {
-        let counts = |origin: &Origin| self.out.binary_search(origin).is_err();
-        let found = found.filter(|(origin, _)| counts(origin)).map(|(_, of)| of.correlation);
-        let mut found: Vec<f64> = found.collect();
-        found.sort_by(f64::total_cmp);
-        found.get(3 * found.len() / 4).copied().unwrap_or(1.0)
+        let counts = |(origin, of): &(Origin, &Pooled)| {
+            self.out.binary_search(origin).is_err() && of.worth >= WORTH_MIN / 2
+        };
+        let mut found: Vec<f64> = found.filter(counts).map(|(_, of)| of.correlation).collect();
+        found.sort_by(|a, b| b.total_cmp(a));
+        found.get(self.third).copied().unwrap_or(-1.0)
     }
 
     /// What auditors that are heard found of an origin in a height.
@@ -511,8 +517,8 @@ mod tests {
     const RUN: RunId = RunId([3; 32]);
 
     fn score(heights: &[&[Sample]], faulty: usize) -> Option<Score> {
-        // Two honest origins beside it, by which it is measured.
-        let others = (1..=2).flat_map(|origin| {
+        // Six honest origins beside it, by which it is measured.
+        let others = (1..=6).flat_map(|origin| {
             (1..=7).map(move |auditor| {
                 let truth = sample(auditor, &[(1.0, 0.9), (-0.7, -0.8), (0.5, 0.45)].repeat(3));
                 Sample { origin: Origin(origin), ..truth }
@@ -522,7 +528,7 @@ mod tests {
         let heights: Vec<Vec<Sample>> =
             heights.iter().map(|height| [*height, &others[..]].concat()).collect();
         let heights: Vec<&[Sample]> = heights.iter().map(Vec::as_slice).collect();
-        panel(&heights, faulty).scores(3)[0]
+        panel(&heights, faulty).scores(7)[0]
     }
 
     fn panel<'a>(heights: &[&'a [Sample]], faulty: usize) -> Panel<'a> {

@@ -196,7 +196,7 @@ pub fn round_update(
     origins: usize,
     faulty: usize,
     excluded: &[Origin],
-    standing: &[f64],
+    standing: &[Option<f64>],
 ) -> RoundUpdate {
     let selection = manifest.selection.selection();
     let beta = f64::from(manifest.beta_permille) / 1000.0;

@@ -495,8 +495,10 @@ impl Protocol {
         for later in height..end {
             let set = self.heights[&later].certified.clone().expect("certified before");
             self.certified = later;
-            self.derive_again(later, self.first_round(later + 1));
-            self.settle(out);
+            let end = self.first_round(later + 1);
+            self.derive_again(later, end);
+            // Rounds after it were decoded for members that may be others now.
+            self.settle_before(end, out);
             self.advance(later, &set, now, out);
             // Walks that were dealt with the settings before.
             let dealt = self.first_round(later + 2);

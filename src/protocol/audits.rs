@@ -184,9 +184,11 @@ impl Protocol {
 
     /// What the audits up to a certified height found.
     fn panel(&self, height: u64) -> Panel<'_> {
-        // Of the members that are left a third may be faulty auditors, one more than agreement tolerates.
+        // Of the members that are left a third may be faulty auditors; of few, fewer than a third, as nobody would
+        // have auditors enough.
         let left = self.roster.len_at(Height(height)).saturating_sub(self.convicted.len());
-        let faulty = (left / 3).max(1);
+        let third = if left < 9 { left.saturating_sub(1) / 3 } else { left / 3 };
+        let faulty = third.max(1);
         let heights = (height.saturating_sub(WINDOW - 1)..=height).rev();
         let heights = heights.map_while(|at| self.summaries.get(&at));
         let samples = heights.map(|summary| &summary.audits[..]);

@@ -335,17 +335,20 @@ impl Protocol {
 
     /// Applies what changed in closed rounds.
     pub(super) fn settle(&mut self, out: &mut Vec<Output>) {
+        self.settle_before(self.closed, out);
+    }
+
+    /// The same of rounds before one of them; what changed after it waits.
+    pub(super) fn settle_before(&mut self, end: u64, out: &mut Vec<Output>) {
         let reach = self.reach();
         let mut affected = std::collections::BTreeSet::new();
-        for round in std::mem::take(&mut self.dirty) {
-            if round >= self.closed {
-                continue;
-            }
+        let waiting = self.dirty.split_off(&end);
+        for round in std::mem::replace(&mut self.dirty, waiting) {
             if reach > 1 {
                 let Some(values) = self.decode(round) else { continue };
                 self.values.insert(round, values.into());
             }
-            affected.extend(round..(round + reach).min(self.closed));
+            affected.extend(round..(round + reach).min(end));
         }
         let mut changes = Vec::new();
         for round in affected {
@@ -460,7 +463,9 @@ impl Protocol {
         let expected = params.active.len() * params.walk_len / slots.max(1);
         let mut values =
             RoundValues { slots: (0..slots).map(|_| Vec::with_capacity(expected)).collect() };
-        for (origin, part) in self.parts(round, &params) {
+        // Who is doubted has no weight, and is no measure either.
+        let counted = self.parts(round, &params);
+        for (origin, part) in counted.filter(|(origin, _)| !self.is_doubted(*origin, height)) {
             for (&byte, slot) in part.iter().zip(deal.walk(origin)) {
                 if let Some(value) = decoded[usize::from(byte)] {
                     values.slots[slot.0 as usize].push((origin, f64::from(value)));
@@ -487,7 +492,8 @@ impl Protocol {
         let height = self.height_of(round);
         let roster_len = self.roster.len_at(crate::id::Height(height));
         let excluded = self.weightless(height);
-        // Of those that are left, as many may lie as such a roster tolerates.
+        // Of those that are left, as many may lie as such a roster tolerates. Who is doubted is out of it, too: were it
+        // wrongly so, one liar more than that could be among the others as long as the doubt lasts.
         let faulty = self.manifest.faulty_of(roster_len.saturating_sub(excluded.len()));
         let known = height.checked_sub(2).and_then(|of| self.summaries.get(&of));
         let standing = known.map(|summary| summary.standing.values()).unwrap_or_default();
@@ -536,9 +542,9 @@ impl Protocol {
             else {
                 continue;
             };
-            for &(origin, value) in entry.slots.iter().flatten() {
-                active[origin.index()] = true;
-                magnitudes.push(value);
+            magnitudes.extend(entry.slots.iter().flatten().map(|(_, value)| *value));
+            for (origin, part) in self.parts(round, &params) {
+                active[origin.index()] |= part.iter().any(|&byte| byte != lb8::ABSTAIN);
             }
         }
         let scale = lb8::scale_exponent(&mut magnitudes).unwrap_or(params.exponent);

@@ -23,12 +23,12 @@ pub(super) fn gate(window: &Window) -> Vec<usize> {
 }
 
 /// Sizes within this factor of the middle one are never out, whatever the spread.
-const ALIKE: f64 = 1.5;
+const ALIKE: f64 = 1.75;
 
 /// Robust deviations from the middle size at which an origin is out.
 const DEVIATIONS: f64 = 3.0;
 
-/// Puts out those of the `most` oddest sizes that are off by more than `max(3/2, 1 + 3 MAD)` times the middle one
+/// Puts out those of the `most` oddest sizes that are off by more than `max(1.75, 1 + 3 MAD)` times the middle one
 /// either way.
 pub(super) fn put_out_sizes(window: &Window, held: &mut Vec<usize>, most: usize) {
     let mut sizes: Vec<f64> = held.iter().map(|&origin| window.size(origin)).collect();
@@ -81,8 +81,8 @@ mod tests {
             put_out_sizes(&window, &mut held, most);
             held
         };
-        assert_eq!(left(&[1.0, 1.02, 0.98, 1.0, 1.4, 1.6, 0.6], 2), [0, 1, 2, 3, 4]);
-        assert_eq!(left(&[1.0, 1.02, 0.98, 1.0, 1.4, 1.6, 0.6], 1), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(left(&[1.0, 1.02, 0.98, 1.0, 1.7, 1.8, 0.5], 2), [0, 1, 2, 3, 4]);
+        assert_eq!(left(&[1.0, 1.02, 0.98, 1.0, 1.7, 1.8, 0.5], 1), [0, 1, 2, 3, 4, 5]);
         // Where sizes differ by a third of the middle one, 1.2, twice as much is nothing odd: 1 + 3 · 1.4826 / 3 = 2.5.
         assert_eq!(left(&[1.0, 0.75, 1.25, 0.8, 1.2, 2.4, 3.2], 2), [0, 1, 2, 3, 4, 5]);
         assert_eq!(left(&[0.0; 3], 1), [0, 1, 2]);

@@ -10,7 +10,8 @@
 //!
 //! Rules stand side by side behind [`Selection`]: an origin-level part that gives weights and a
 //! slot-level part that combines values. Both are deterministic: `f64`, fixed order, no library
-//! function beyond `sqrt`. They weigh for one round; nothing here excludes anybody for longer.
+//! function beyond `sqrt`. They weigh for one round; what lasts is the [`Standing`] of
+//! certified rounds, which fades.
 //!
 //! | rule | weighs origins by | combines a slot by | source |
 //! |---|---|---|---|
@@ -143,9 +144,9 @@ pub struct Momenta<'a> {
     pub origins: usize,
     /// Those whose records count for nothing, whatever the rule: no rule looks at them.
     pub excluded: &'a [Origin],
-    /// How much every origin agreed with the others before the window ([`Standing`]), by roster position; empty while
+    /// How much every origin agreed with the others in rounds that are certified ([`Standing::values`]); empty while
     /// there is nothing to remember.
-    pub standing: &'a [f64],
+    pub standing: &'a [Option<f64>],
 }
 
 /// Which origins count in the round that is being closed.
@@ -154,8 +155,8 @@ pub struct Choice {
     /// The weight of every origin, by roster position; 0 for those that are excluded, or without any record
     /// in the window.
     pub weights: Vec<f64>,
-    /// How much every origin agrees with the others along the same directions, from −1 to 1; for
-    /// people to look at. Empty when the rule compares nobody.
+    /// How much every origin agrees with the others along the same directions, from −1 to 1: what
+    /// [`Standing`] remembers, and people look at. Empty when the rule compares nobody.
     pub trust: Vec<f64>,
 }
 

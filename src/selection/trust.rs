@@ -59,12 +59,12 @@ pub(super) fn newest<'a>(momenta: &Momenta<'a>) -> Momenta<'a> {
 
 /// Those that pass the gate and are trusted, in order. Of those that pass, no more than `faulty` are out: by size, then by
 /// what they did before the window as far as there is anything to remember, then by the window.
-pub(super) fn trusted(window: &Window, standing: &[f64], faulty: usize) -> Vec<usize> {
+pub(super) fn trusted(window: &Window, standing: &[Option<f64>], faulty: usize) -> Vec<usize> {
     let mut held = gate(window);
     let fewest = held.len().saturating_sub(faulty);
     put_out_sizes(window, &mut held, faulty);
     let left = held.len() - fewest.min(held.len());
-    put_out(&mut held, left, |origin| standing.get(origin).copied());
+    put_out(&mut held, left, |origin| standing.get(origin).copied().flatten());
     let trust = scores(window, &held);
     let left = held.len() - fewest.min(held.len());
     put_out(&mut held, left, |origin| Some(trust[origin] + CHANCE * window.chance(origin)));
