@@ -36,6 +36,11 @@ const PER_ORIGIN: usize = 2;
 /// What the repetitions of an origin must be worth for a verdict ([`Pooled::worth`]), whichever height is left out.
 const WORTH_MIN: u32 = 10;
 
+/// Repetitions that must be left in the middle. With few auditors one is left, and a few repetitions of small
+/// values may fit badly by chance, or be those of the worst honest auditors: honest nodes were convicted by 17 and 20
+/// repetitions of which some seven were left.
+const KEPT_MIN: u32 = 8;
+
 /// A verdict asks for a score below so much of the usual one. Measured: honest origins score alike, above 0.8, or
 /// around 0.75 where a model jumps about; liars below 0.4 and who repeats another's bytes up to 0.6
 /// (`ARCHITECTURE.md`, "Audits").
@@ -295,6 +300,8 @@ struct Pooled {
     /// far out they were. `1 − 3f/4n` is below the efficiency of such a trimmed mean of normal values, down to
     /// the median's 2/π.
     worth: u32,
+    /// Repetitions in the middle.
+    kept: u32,
     /// Whether most of the auditors, each on its own, find less than [`DOUBTFUL`].
     most_find_lies: bool,
     auditors: usize,
@@ -333,7 +340,7 @@ impl<'a> Panel<'a> {
     /// `faulty` lowest and highest are out. It convicts below [`LOW`] times the usual one of all origins, if it is also
     /// lower than chance makes the usual. A liar that was honest before comes below it in about six heights.
     ///
-    /// Enough are `2·faulty + 1` auditors and repetitions that are worth [`WORTH_MIN`] without any one of the
+    /// Enough are `2·faulty + 1` auditors and repetitions that are worth [`WORTH_MIN`] and leave [`KEPT_MIN`] in the middle without any one of the
     /// heights: of the correlations that leave out one height the best counts. A larger certificate may deal
     /// the slots of a height anew after honest nodes have measured them, so that their bytes there fit nothing.
     pub fn scores(&self, roster_len: usize) -> Vec<Option<Score>> {
@@ -347,7 +354,7 @@ impl<'a> Panel<'a> {
             let Pooled { correlation, auditors, samples, .. } = of;
             Score { correlation, auditors, samples, convicts: correlation < low }
         };
-        let enough = |of: &Pooled| of.worth >= WORTH_MIN;
+        let enough = |of: &Pooled| of.worth >= WORTH_MIN && of.kept >= KEPT_MIN;
         found.into_iter().map(|of| of.filter(enough).map(score)).collect()
     }
 
@@ -417,9 +424,10 @@ impl<'a> Panel<'a> {
             pooled(origin, rest.flat_map(|(_, height)| height.iter().copied()), self.faulty)
         };
         let all = (0..found.len()).map(without).collect::<Option<Vec<Pooled>>>()?;
-        let worth = all.iter().map(|of| of.worth).min()?;
+        let least = |of: fn(&Pooled) -> u32| all.iter().map(of).min();
+        let (worth, kept) = (least(|of| of.worth)?, least(|of| of.kept)?);
         let best = all.into_iter().max_by(|a, b| a.correlation.total_cmp(&b.correlation))?;
-        Some(Pooled { worth, ..best })
+        Some(Pooled { worth, kept, ..best })
     }
 }
 
@@ -506,8 +514,8 @@ fn pooled<'a>(
     by_auditor[faulty..auditors - faulty].iter().for_each(|sample| middle.join(sample));
     let worth = u64::from(samples) * (4 * auditors - 3 * faulty) as u64 / (4 * auditors) as u64;
     let most_find_lies = by_auditor[auditors / 2].correlation() < DOUBTFUL;
-    let (correlation, worth) = (middle.correlation(), worth as u32);
-    Some(Pooled { correlation, worth, most_find_lies, auditors, samples })
+    let (correlation, worth, kept) = (middle.correlation(), worth as u32, middle.count);
+    Some(Pooled { correlation, worth, kept, most_find_lies, auditors, samples })
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What a node must know in order to go on from a certified height without the history before it.
 //!
 //! All that follows from certified records, and so is the same at every node, in as much as later heights
-//! look back at it: members, who is excluded, what audits found, the digest chain, and the last heights
+//! look back at it: members, who is excluded, what audits found, doubt and standing, the digest chain, and the last heights
 //! themselves, as the selection's window and the audits reach into them. Old history may then be dropped
 //! from a log. A foundation is one's own: nobody believes another's.
 
@@ -151,7 +151,7 @@ impl Protocol {
             let stands = standing.is_plausible(roster_len);
             if !ordered(&active) || !ordered(&doubted) || !scaled || !counted || !stands {
                 return Err(refused(
-                    "a height's members are out of order, or its scale or audits are",
+                    "a height's members are out of order, or its scale, audits or standing are impossible",
                 ));
             }
             let active = active.into_iter().map(Origin).collect();

@@ -1,8 +1,8 @@
-//! The whole stack: gate, trust, then nearest-neighbor mixing among the rest.
+//! The whole stack: gate, size, standing, trust, then nearest-neighbor mixing among the rest.
 //!
 //! Each catches what the others cannot see: the gate what is of another size (zeros, huge values),
 //! trust what is inside the honest ball but points elsewhere (half means), mixing what agrees with the
-//! direction and yet stands apart. Mixing drops no more than `f` in all: when the first two have put
+//! direction and yet stands apart. Size, standing, trust and mixing drop no more than `f` in all: when the others have put
 //! `f` out, everybody who is left is everybody's neighbor.
 
 use super::nearest::votes;

@@ -11,7 +11,8 @@
 //!
 //! Of the `f` least trusted those are out that lie below `max(0, min(median − 3 MAD, median/2))`: who
 //! sees the opposite of most is never needed, and who agrees half as much as the others does no harm.
-//! Without the half, one honest origin in ten is out every round (MAD of eleven is itself noisy).
+//! Without the half, one honest origin in ten is out every round (MAD of eleven is itself noisy). Who is below by no
+//! more than chance stays. Before that the gate, sizes and [`super::Standing`] have their say.
 
 use super::gate::{gate, put_out_sizes};
 use super::sums::{Measured, Window, rounds_needed};
@@ -58,7 +59,7 @@ pub(super) fn newest<'a>(momenta: &Momenta<'a>) -> Momenta<'a> {
 }
 
 /// Those that pass the gate and are trusted, in order. Of those that pass, no more than `faulty` are out: by size, then by
-/// what they did before the window as far as there is anything to remember, then by the window.
+/// their standing in certified rounds as far as there is any, then by the window.
 pub(super) fn trusted(window: &Window, standing: &[Option<f64>], faulty: usize) -> Vec<usize> {
     let mut held = gate(window);
     let fewest = held.len().saturating_sub(faulty);
