@@ -38,6 +38,9 @@ enum Command {
         /// With audits and a node that lies.
         #[arg(long)]
         audits: bool,
+        /// With nodes that are no founders and join.
+        #[arg(long, conflicts_with = "audits")]
+        joins: bool,
     },
     /// How fast a record spreads with uniform and with optimal edge rates; prints CSV.
     Spread {
@@ -92,12 +95,13 @@ fn run(command: Command) -> Result<bool> {
             println!("{}", serde_json::to_string(&tally)?);
             Ok(tally.mismatches == 0)
         }
-        Command::Soak { from, seeds, audits } => {
+        Command::Soak { from, seeds, audits, joins } => {
             let mut failed = 0;
             for seed in from..from.saturating_add(seeds) {
-                let ended = match audits {
-                    true => soak::audited(seed).map(|_| ()),
-                    false => soak::scenario(seed),
+                let ended = match (audits, joins) {
+                    (true, _) => soak::audited(seed).map(|_| ()),
+                    (_, true) => soak::joined(seed),
+                    (false, false) => soak::scenario(seed),
                 };
                 if let Err(problem) = ended {
                     failed += 1;

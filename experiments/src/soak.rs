@@ -40,7 +40,15 @@ pub const FAULTS: [FaultKind; 14] = [
 /// # Errors
 /// What is not as it should be in the end.
 pub fn scenario(seed: u64) -> Result<(), String> {
-    troubled(seed, 0).map(|_| ())
+    troubled(seed, 0, 0).map(|_| ())
+}
+
+/// The same with a rule that looks back over a window, while some of the nodes are no founders and join.
+///
+/// # Errors
+/// What is not as it should be in the end.
+pub fn joined(seed: u64) -> Result<(), String> {
+    troubled(seed, 0, 1 + seed as usize % 2).map(|_| ())
 }
 
 /// The same with public data and audits, while the last node tells the opposite of what it measures.
@@ -49,10 +57,10 @@ pub fn scenario(seed: u64) -> Result<(), String> {
 /// # Errors
 /// What is not as it should be in the end; an honest node that was convicted, too.
 pub fn audited(seed: u64) -> Result<bool, String> {
-    troubled(seed, 500)
+    troubled(seed, 500, 0)
 }
 
-fn troubled(seed: u64, audit_permille: u16) -> Result<bool, String> {
+fn troubled(seed: u64, audit_permille: u16, joiners: usize) -> Result<bool, String> {
     let mut rng = KeyedRng::from_seed("rumormill v1 soak", seed, 0);
     let n = 4 + rng.index(9) as usize;
     let link = LinkModel {
@@ -68,6 +76,14 @@ fn troubled(seed: u64, audit_permille: u16) -> Result<bool, String> {
         manifest.audit_permille = audit_permille;
         manifest.data_mode = DataMode::Public;
         manifest.rounds = u64::from(manifest.rounds_per_height) * 12;
+    }
+    if joiners > 0 {
+        let founders = (0..(n - joiners) as u64).map(|at| Keys::simulated(at).id());
+        manifest.founders = Founders::Members(founders.collect());
+        manifest.rounds = u64::from(manifest.rounds_per_height) * 12;
+        manifest.selection = [Rule::Stack, Rule::Nnm, Rule::Median][rng.index(3) as usize];
+        // Rounds before a joiner was a member are in the window of those after.
+        manifest.window = 3 * manifest.rounds_per_height;
     }
     let edges = some_graph(n, &mut rng);
     let mut network = network(n, manifest, edges, link, seed, &mut rng);
@@ -267,6 +283,18 @@ mod tests {
         let failed: Vec<String> =
             soak_seeds(4).filter_map(|seed| byzantine(fault, seed).err()).collect();
         assert_eq!(failed, Vec::<String>::new(), "{fault}");
+    }
+
+    #[test]
+    fn nodes_that_join_in_mixed_troubles_end_identical() {
+        let failed: Vec<String> = soak_seeds(25).filter_map(|seed| joined(seed).err()).collect();
+        assert_eq!(failed, Vec::<String>::new());
+    }
+
+    /// Records of the joiner were in the window of heights before which the roster was without it.
+    #[test]
+    fn a_larger_certificate_takes_back_a_member_of_which_records_are_held() {
+        joined(122).unwrap();
     }
 
     #[test]
