@@ -538,7 +538,7 @@ impl<T: Trainer> Simulation<T> {
     /// Asks the node first that was waited for last: asked after every event, of many nodes.
     fn all_done(&mut self) -> bool {
         let waits = |node: &Node| match &node.protocol {
-            Some(protocol) => node.saboteur.is_none() && !protocol.is_done(self.now),
+            Some(protocol) => node.saboteur.is_none() && !protocol.is_done(self.now, false),
             None => false,
         };
         if self.nodes.get(self.waited_for).is_some_and(waits) {

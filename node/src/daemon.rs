@@ -503,8 +503,11 @@ impl Daemon {
         self.started = Instant::now();
         self.feed(Input::Wake)?;
         let ending = loop {
-            if !self.stay && self.catch_up.is_none() && self.protocol.is_done(self.now()) {
-                break Ending::Certified;
+            if !self.stay && self.catch_up.is_none() {
+                let awaits = self.network.awaits_somebody();
+                if self.protocol.is_done(self.now(), awaits) {
+                    break Ending::Certified;
+                }
             }
             if self.timeout.is_some_and(|timeout| self.started.elapsed() > timeout) {
                 break match self.protocol.is_finished() {

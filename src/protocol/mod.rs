@@ -646,12 +646,13 @@ impl Protocol {
     }
 
     /// Whether this node may leave: everything is certified here, and all neighbors hold the same
-    /// chain or have been waited for long enough.
-    pub fn is_done(&self, now: Time) -> bool {
+    /// chain or have been waited for long enough. `awaits` says whether neighbors are expected that were
+    /// never there: others may be through before a slow one has even started.
+    pub fn is_done(&self, now: Time, awaits: bool) -> bool {
         let tag = self.digest().tag();
         let same = |link: &Link| link.certified() == self.certified && link.tag() == tag;
         self.finished_at.is_some_and(|finished| {
-            self.links.values().all(same) || now.since(finished) > self.config.linger
+            !awaits && self.links.values().all(same) || now.since(finished) > self.config.linger
         })
     }
 

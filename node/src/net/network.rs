@@ -295,6 +295,11 @@ impl Network {
         }
     }
 
+    /// Whether somebody is wanted who was never connected: it may only just be starting.
+    pub fn awaits_somebody(&self) -> bool {
+        self.redial.awaits_somebody()
+    }
+
     /// No longer redials the peer. A connection stays.
     pub fn unwant(&mut self, peer: PeerId) {
         self.redial.unwant(&Target::Peer(peer));

@@ -36,6 +36,8 @@ struct Wanted {
     addresses: Vec<Multiaddr>,
     /// Attempts since the last connection that lasted.
     attempts: u32,
+    /// Whether it was ever connected.
+    met: bool,
     state: State,
 }
 
@@ -71,6 +73,7 @@ impl Redial {
             Wanted {
                 addresses: Vec::new(),
                 attempts: 0,
+                met: false,
                 state: State::Waiting { until: now + wait },
             }
         });
@@ -140,7 +143,13 @@ impl Redial {
     pub(super) fn on_connected(&mut self, peer: PeerId, now: Instant) {
         if let Some(wanted) = self.wanted.get_mut(&Target::Peer(peer)) {
             wanted.state = State::Connected { since: now };
+            wanted.met = true;
         }
+    }
+
+    /// Whether somebody is wanted who was never connected.
+    pub(super) fn awaits_somebody(&self) -> bool {
+        self.wanted.values().any(|wanted| !wanted.met)
     }
 
     pub(super) fn on_disconnected(&mut self, peer: PeerId, now: Instant) {
@@ -212,11 +221,14 @@ mod tests {
         redial.want(Target::Address(address()), Vec::new(), now);
         redial.take_due(now).unwrap();
         redial.on_answered(&address(), peer, now);
+        assert!(redial.awaits_somebody());
         redial.on_connected(peer, now);
         assert_eq!(redial.next_due(), None);
+        assert!(!redial.awaits_somebody());
         redial.on_disconnected(peer, now + LASTING);
         let (target, addresses) = redial.take_due(now + LASTING + 2 * MAX).expect("wanted again");
         assert_eq!((target, addresses), (Target::Peer(peer), vec![address()]));
+        assert!(!redial.awaits_somebody(), "it was met before");
     }
 
     #[test]
