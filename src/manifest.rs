@@ -16,7 +16,7 @@ use crate::selection::Rule;
 use crate::spsa::EPSILON_LOG2_RANGE;
 
 /// The version of protocol and manifest. Nodes of different versions refuse each other.
-pub const PROTOCOL_VERSION: u16 = 5;
+pub const PROTOCOL_VERSION: u16 = 6;
 
 /// The largest roster. Origin indices are 16 bits wide; 4,096 acks of a height stay under 300 KB.
 pub const ROSTER_LEN_MAX: usize = 4096;

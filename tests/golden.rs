@@ -130,11 +130,11 @@ fn an_exchange_is_its_fields_in_order() {
 
 #[test]
 fn hello_carries_the_manifest_and_its_hash_is_the_run() {
-    let encoded = "050972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f0000";
+    let encoded = "060972756d6f726d696c6c01066d6c703a33320664696769747300000003616c6c10040800fb000202400ffc00004000fbbc02030014fbb6030100fc000002000000027eb72c89948e39eb25b907a9d4bd2973e1a101b21ffaf214f2014c9bc94d4141f30eaf0c2431bd4bd20cfd163b239ca7978dc76681d97ca618203d6ea8544f2f0000";
     assert_eq!(hex(&codec::encode(&manifest())), encoded);
     assert_eq!(
         manifest().run_id().to_string(),
-        "bcfe1256b9e2dd40d9ab4c2e95c6a9a35875e1bef1e3dd1cc7dabfc0db7be87c"
+        "842a72eac9ebe535638a8b065c7edcdadf54d649034f3caceb248548a13ffbb1"
     );
     let hello = Frame::Hello { manifest: Box::new(manifest()), answer: true };
     assert_eq!(hex(&hello.encode()), format!("00{encoded}01"));
@@ -375,7 +375,7 @@ impl Pair {
                 Output::Send { bytes, .. } => self.send(1 - at, Parcel::Frame(bytes)),
                 Output::Pass { .. } => unreachable!("frames are bytes here"),
                 Output::Request { request, .. } => self.send(1 - at, Parcel::Request(request)),
-                Output::Probe(probe) => {
+                Output::Probe(probe) | Output::Repeat(probe) => {
                     let due = self.now + Time::from_millis(2);
                     self.inbox[at].push_back((due, Parcel::Losses(probe)));
                 }
@@ -390,7 +390,7 @@ impl Pair {
                 // The daemon closes the link, and somebody dials again later.
                 Output::Refused { .. } => reconnect = true,
                 Output::Event(Event::Equivocation { .. }) => self.equivocations += 1,
-                Output::Record(_) | Output::Apply(_) | Output::Event(_) => {}
+                Output::Record(_) | Output::Apply(_) | Output::Trail(_) | Output::Event(_) => {}
             }
         }
         if reconnect {

@@ -305,7 +305,7 @@ fn run_files_with_mistakes_are_refused_with_the_key() {
         ("mdns = true", "mnds = true", &["mnds"][..]),
         ("batch = 64", "batsch = 64", &["batsch"]),
         ("[node]", "[nodes]", &["nodes"]),
-        ("version = 5", "version = 1", &["version", "is 1", "speaks version 5"]),
+        ("version = 6", "version = 1", &["version", "is 1", "speaks version 6"]),
         ("batch = 64", "batch = 0", &["batch", "between 1 and"]),
         ("batch = 64", "batch = many", &["line "]),
         ("batch = 64", "batch = \"64\"", &["line ", "batch"]),

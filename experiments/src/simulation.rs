@@ -13,7 +13,7 @@ use rumormill::keys::Keys;
 use rumormill::manifest::Manifest;
 use rumormill::message::{Request, Response};
 use rumormill::protocol::{
-    Cache, Change, Config, Entry, Event, Input, Output, Passed, Probe, Protocol,
+    Cache, Change, Config, Entry, Event, Input, Output, Passed, Probe, Protocol, Trail,
 };
 use rumormill::sample::KeyedRng;
 use rumormill::time::Time;
@@ -24,6 +24,14 @@ pub trait Trainer {
     fn apply(&mut self, node: usize, changes: &[Change]);
     /// The losses at both ends of a direction, at the node's present model.
     fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32);
+    /// Moves a node's trailing model, if there are any.
+    fn trail(&mut self, node: usize, trail: &Trail) {
+        let _ = (node, trail);
+    }
+    /// The losses at both ends of a direction, at the node's trailing model.
+    fn repeat(&mut self, node: usize, probe: Probe) -> (f32, f32) {
+        self.losses(node, probe)
+    }
     /// The node starts again from the base model.
     fn reset(&mut self, node: usize);
 }
@@ -347,8 +355,12 @@ impl<T: Trainer> Simulation<T> {
                     }
                 }
                 Output::Request { to, request } => self.answer(node, to, request),
-                Output::Probe(probe) => {
-                    let losses = self.trainer.losses(node, probe);
+                Output::Trail(trail) => self.trainer.trail(node, &trail),
+                Output::Probe(probe) | Output::Repeat(probe) => {
+                    let losses = match output {
+                        Output::Repeat(_) => self.trainer.repeat(node, probe),
+                        _ => self.trainer.losses(node, probe),
+                    };
                     let at = &mut self.nodes[node];
                     at.busy_until = at.busy_until.max(self.now) + at.probe_time;
                     let (due, life) = (at.busy_until, at.life);
@@ -558,20 +570,21 @@ impl<T: Trainer> Simulation<T> {
 pub struct Bookkeeper {
     /// By node: the sum of coefficients of every direction.
     pub models: Vec<BTreeMap<(Round, Slot), i64>>,
+    /// The same of the trailing models.
+    pub trailing: Vec<BTreeMap<(Round, Slot), i64>>,
     /// A node that tells the opposite of what it measures.
     pub liar: Option<(usize, NodeId)>,
 }
 
 impl Bookkeeper {
-    /// For `nodes` nodes.
+    /// Of so many nodes.
     pub fn new(nodes: usize) -> Bookkeeper {
-        Bookkeeper { models: vec![BTreeMap::new(); nodes], liar: None }
+        let (models, trailing) = (vec![BTreeMap::new(); nodes], vec![BTreeMap::new(); nodes]);
+        Bookkeeper { models, trailing, liar: None }
     }
-}
 
-impl Trainer for Bookkeeper {
-    fn apply(&mut self, node: usize, changes: &[Change]) {
-        let model = &mut self.models[node];
+    /// Makes changes in a record of coefficients.
+    pub fn book(model: &mut BTreeMap<(Round, Slot), i64>, changes: &[Change]) {
         for change in changes {
             let key = (change.round, change.slot);
             let sum = model.entry(key).or_insert(0);
@@ -580,6 +593,19 @@ impl Trainer for Bookkeeper {
                 model.remove(&key);
             }
         }
+    }
+}
+
+impl Trainer for Bookkeeper {
+    fn apply(&mut self, node: usize, changes: &[Change]) {
+        Self::book(&mut self.models[node], changes);
+    }
+
+    fn trail(&mut self, node: usize, trail: &Trail) {
+        if trail.anew {
+            self.trailing[node] = self.models[node].clone();
+        }
+        Self::book(&mut self.trailing[node], &trail.changes);
     }
 
     fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
@@ -594,6 +620,7 @@ impl Trainer for Bookkeeper {
 
     fn reset(&mut self, node: usize) {
         self.models[node].clear();
+        self.trailing[node].clear();
     }
 }
 
@@ -702,6 +729,47 @@ mod tests {
             assert!(trace(false, true, rule, audits) == plain, "{rule}, {audits}: passed frames");
             assert!(trace(true, true, rule, audits) == plain, "{rule}, {audits}: both");
         }
+    }
+
+    /// Through late records, a crash and what is dealt anew, the trailing model is always one that the node
+    /// had: all that was certified before some round, and nothing else.
+    #[test]
+    fn trailing_models_are_those_of_a_round_two_heights_ago() {
+        let mut checked = 0;
+        for seed in 0..12 {
+            let link = LinkModel { loss: 0.2, ..LinkModel::default() };
+            let manifest = Manifest { audit_permille: 200, ..manifest(6, 40) };
+            let mut network = network(6, manifest, link, seed);
+            network.start_all();
+            network.at(Time::from_millis(500), Action::Crash { node: 1, lost_tail: 0 });
+            network.at(Time::from_millis(900), Action::Start(1));
+            network.run(Time::from_millis(600_000));
+            assert_identical(&network, seed);
+            for (at, node) in network.nodes.iter().enumerate() {
+                let protocol = node.protocol.as_ref().unwrap();
+                assert!(protocol.stats().audits > 0, "seed {seed}, node {at}");
+                let before = |round: u64| {
+                    let mut model = network.trainer.models[at].clone();
+                    let changes = protocol.take_back_from(Round(round)).expect("all is kept");
+                    Bookkeeper::book(&mut model, &changes);
+                    model
+                };
+                // The last audits are of the last height but two: rounds 28 to 31.
+                let trailing = &network.trainer.trailing[at];
+                let rounds: Vec<u64> =
+                    (0..=40).filter(|&round| before(round) == *trailing).collect();
+                let is_replaced =
+                    |(_, event): &(Time, Event)| matches!(event, Event::Replaced { .. });
+                // What is certified anew after the last audit is not in it.
+                if rounds.is_empty() && node.events.iter().any(is_replaced) {
+                    continue;
+                }
+                assert_eq!(rounds.len(), 1, "seed {seed}, node {at}: {rounds:?}");
+                assert!((27..=31).contains(&rounds[0]), "seed {seed}, node {at}: {rounds:?}");
+                checked += 1;
+            }
+        }
+        assert!(checked > 60, "{checked} of 72");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rumormill::lb8;
 use rumormill::manifest::Manifest;
 use rumormill::objective::{Objective, Scratch};
 use rumormill::params::{Payout, State};
-use rumormill::protocol::{Change, Probe};
+use rumormill::protocol::{Change, Probe, Trail};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::spsa::projected_gradient;
 
@@ -35,6 +35,8 @@ struct Learner {
     rows: Option<Arc<Vec<u32>>>,
     liar: Option<Liar>,
     state: State,
+    /// The model two heights ago, at which it audits.
+    trailing: Option<State>,
 }
 
 /// A model for every node.
@@ -99,7 +101,7 @@ impl ModelTrainer {
             .map(|(at, Pupil { id, rows, lie })| {
                 let rng = || KeyedRng::from_seed("rumormill v1 simulated lies", seed, at as u64);
                 let liar = lie.map(|lie| Liar::new(lie, rng()));
-                Learner { id, rows, liar, state: base.clone() }
+                Learner { id, rows, liar, state: base.clone(), trailing: None }
             })
             .collect();
         ModelTrainer {
@@ -225,33 +227,50 @@ impl Trainer for ModelTrainer {
 
     fn losses(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         let losses = self.tell(node, probe);
-        if probe.of == self.learners[node].id {
-            self.remember(probe, losses);
-        }
+        self.remember(probe, losses);
         losses
+    }
+
+    fn trail(&mut self, node: usize, trail: &Trail) {
+        let payouts = trail.changes.iter().map(|change| change.payout(&self.run));
+        let payouts: Vec<Payout> = payouts.collect();
+        let Learner { state, trailing, .. } = &mut self.learners[node];
+        if trail.anew {
+            *trailing = Some(state.clone());
+        }
+        trailing.get_or_insert_with(|| state.clone()).apply(&payouts);
+    }
+
+    fn repeat(&mut self, node: usize, probe: Probe) -> (f32, f32) {
+        self.probes += 1;
+        let learner = &self.learners[node];
+        if learner.liar.is_some()
+            && let Some(said) = self.repetition(probe)
+        {
+            return self.losses_of(said);
+        }
+        let direction = Direction::new(&self.run, probe.round, probe.slot);
+        let state = learner.trailing.as_ref().unwrap_or(&learner.state);
+        state.write_pair(&direction, self.epsilon_log2, &mut self.plus, &mut self.minus);
+        self.measure(node, probe, false)
     }
 
     fn reset(&mut self, node: usize) {
         self.learners[node].state = self.base.clone();
+        self.learners[node].trailing = None;
     }
 }
 
 impl ModelTrainer {
     fn tell(&mut self, node: usize, probe: Probe) -> (f32, f32) {
         self.probes += 1;
-        let Probe { round, slot, of } = probe;
+        let Probe { round, slot, .. } = probe;
         let direction = Direction::new(&self.run, round, slot);
         let state = &self.learners[node].state;
         state.write_pair(&direction, self.epsilon_log2, &mut self.plus, &mut self.minus);
         let learner = &self.learners[node];
         let lie = match &learner.liar {
-            Some(liar) if of == learner.id => liar.lie,
-            Some(_) => {
-                return match self.repetition(probe) {
-                    Some(said) => self.losses_of(said),
-                    None => self.measure(node, probe, false),
-                };
-            }
+            Some(liar) => liar.lie,
             None => return self.measure(node, probe, false),
         };
         let (plus, minus) = self.measure(node, probe, lie.kind == FaultKind::LabelFlip);

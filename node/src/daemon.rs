@@ -1021,11 +1021,18 @@ impl Daemon {
                 }
             }
             // The model is not there: nothing can be measured, and that has its own byte.
-            Output::Probe(probe) if self.awaited.is_some() || self.catch_up.is_some() => {
+            Output::Probe(probe) | Output::Repeat(probe)
+                if self.awaited.is_some() || self.catch_up.is_some() =>
+            {
                 // In its turn: the protocol takes losses in the order of its probes.
                 self.evaluator.abstain(probe);
             }
             Output::Probe(probe) => self.evaluator.probe(probe),
+            Output::Trail(_) if self.awaited.is_some() || self.catch_up.is_some() => {
+                self.protocol.lose_trail();
+            }
+            Output::Trail(trail) => self.evaluator.trail(trail),
+            Output::Repeat(probe) => self.evaluator.repeat(probe),
             Output::Apply(changes) => match &mut self.catch_up {
                 Some(catch_up) => catch_up.keep(changes),
                 None => self.evaluator.apply(changes),
@@ -1357,7 +1364,6 @@ impl Daemon {
             _ => None,
         };
         Ok(Deceit {
-            me,
             liar,
             witnesses: witnesses.collect(),
             honest: honest.len(),

@@ -11,7 +11,7 @@ use rumormill::direction::Direction;
 use rumormill::id::RunId;
 use rumormill::objective::{Evaluation, Objective, Scratch, Split};
 use rumormill::params::{Payout, State};
-use rumormill::protocol::{Change, Probe};
+use rumormill::protocol::{Change, Probe, Trail};
 use rumormill::sample::minibatch;
 use tokio::sync::{mpsc, oneshot};
 
@@ -88,6 +88,8 @@ pub struct Report {
 enum Command {
     Apply(Vec<Change>),
     Probe(Probe),
+    Trail(Trail),
+    Repeat(Probe),
     Abstain(Probe),
     Rows(Arc<Vec<u32>>),
     Deceive(Option<Box<Deceit>>),
@@ -125,6 +127,16 @@ impl Evaluator {
     /// Asks for a probe.
     pub fn probe(&self, probe: Probe) {
         self.send(Command::Probe(probe));
+    }
+
+    /// Moves the trailing model.
+    pub fn trail(&self, trail: Trail) {
+        self.send(Command::Trail(trail));
+    }
+
+    /// Asks for a probe at the trailing model, truthful whether the node lies or not.
+    pub fn repeat(&self, probe: Probe) {
+        self.send(Command::Repeat(probe));
     }
 
     /// Says that a probe cannot be measured, in its turn.
@@ -211,6 +223,8 @@ struct Worker {
     /// How the node lies, if it does.
     deceit: Option<Box<Deceit>>,
     state: State,
+    /// The model of two heights ago, where others' probes are repeated; only a node that audits has one.
+    trailing: Option<State>,
     scratch: Scratch,
     batch: Vec<u32>,
 }
@@ -230,6 +244,7 @@ impl Worker {
             deceit: None,
             // Moved, not copied: a model may be most of what fits.
             state: base,
+            trailing: None,
             scratch: Scratch::default(),
             batch: vec![0; settings.batch],
             task: Measured { objective, rows, population, keep },
@@ -253,6 +268,17 @@ impl Worker {
                 }
                 Command::Probe(probe) => {
                     let losses = self.measure(probe);
+                    if results.blocking_send(losses).is_err() {
+                        return;
+                    }
+                }
+                Command::Trail(Trail { anew, changes }) => {
+                    let trailing = self.trailing.take().filter(|_| !anew);
+                    self.trailing = Some(trailing.unwrap_or_else(|| self.state.clone()));
+                    self.on_trailing(|worker| worker.apply(&changes));
+                }
+                Command::Repeat(probe) => {
+                    let losses = self.on_trailing(|worker| worker.measure_truly(probe));
                     if results.blocking_send(losses).is_err() {
                         return;
                     }
@@ -281,6 +307,20 @@ impl Worker {
         }
     }
 
+    /// Does something with the trailing model, if there is one, in place of the model.
+    fn on_trailing<T>(&mut self, work: impl FnOnce(&mut Worker) -> T) -> T {
+        let mut trailing = self.trailing.take();
+        if let Some(trailing) = &mut trailing {
+            std::mem::swap(&mut self.state, trailing);
+        }
+        let done = work(self);
+        if let Some(trailing) = &mut trailing {
+            std::mem::swap(&mut self.state, trailing);
+        }
+        self.trailing = trailing;
+        done
+    }
+
     fn apply(&mut self, changes: &[Change]) {
         let run = &self.settings.run;
         let payouts: Vec<Payout> = changes.iter().map(|change| change.payout(run)).collect();
@@ -297,21 +337,22 @@ impl Worker {
         self.task.objective.applied(&before, &payouts, &self.state, &mut self.scratch);
     }
 
+    fn measure_truly(&mut self, probe: Probe) -> Losses {
+        let direction = Direction::new(&self.settings.run, probe.round, probe.slot);
+        let (plus, minus) = self.losses(probe, &direction, None, None);
+        Losses { probe, plus, minus }
+    }
+
     fn measure(&mut self, probe: Probe) -> Losses {
+        let Some(mut deceit) = self.deceit.take() else { return self.measure_truly(probe) };
         let ProbeSettings { run, epsilon_log2, .. } = self.settings;
         let direction = Direction::new(&run, probe.round, probe.slot);
-        let mut deceit = self.deceit.take();
-        let (plus, minus) = match &mut deceit {
-            Some(deceit) if deceit.me == probe.of => {
-                let flipped = deceit.flipped.clone();
-                deceit.losses(probe, epsilon_log2, |whose| {
-                    let flipped = flipped.as_deref().filter(|_| whose.is_none());
-                    self.losses(probe, &direction, whose, flipped)
-                })
-            }
-            _ => self.losses(probe, &direction, None, None),
-        };
-        self.deceit = deceit;
+        let flipped = deceit.flipped.clone();
+        let (plus, minus) = deceit.losses(probe, epsilon_log2, |whose| {
+            let flipped = flipped.as_deref().filter(|_| whose.is_none());
+            self.losses(probe, &direction, whose, flipped)
+        });
+        self.deceit = Some(deceit);
         Losses { probe, plus, minus }
     }
 
@@ -348,5 +389,61 @@ impl Worker {
         let out_of_range = self.state.values().iter().any(|value| value.unsigned_abs() > STATE_MAX);
         let state = self.task.keep.then(|| Arc::new(self.state.clone()));
         Report { state_hash: self.state.hash(), test, out_of_range, state }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rumormill::id::{NodeId, Round, Slot};
+
+    fn evaluator() -> (Evaluator, mpsc::Receiver<Losses>) {
+        let dataset = Arc::new(rumormill::data::digits::dataset(1));
+        let population = dataset.train.rows();
+        let objective: Arc<dyn Objective> =
+            Arc::new(rumormill::objective::Network::new(dataset, &[]));
+        let base = State::from_base(objective.tensors(), &objective.base(1)).unwrap();
+        let task = Task { objective, rows: None, population, base, threads: 1, keep: false };
+        let settings = ProbeSettings { run: RunId([1; 32]), batch: 8, epsilon_log2: -8 };
+        Evaluator::start(task, settings)
+    }
+
+    fn change(round: u64, to: i64) -> Change {
+        Change { round: Round(round), slot: Slot(0), from: 0, to }
+    }
+
+    const PROBE: Probe = Probe { round: Round(9), slot: Slot(3), of: NodeId([2; 32]) };
+
+    /// What is measured after these changes.
+    fn after(changes: &[Change]) -> (f32, f32) {
+        let (evaluator, mut losses) = evaluator();
+        evaluator.apply(changes.to_vec());
+        evaluator.probe(PROBE);
+        let Losses { plus, minus, .. } = losses.blocking_recv().unwrap();
+        (plus, minus)
+    }
+
+    #[test]
+    fn repetitions_are_measured_on_the_trailing_model_and_probes_on_the_present_one() {
+        let changes = [0, 1, 2].map(|round| change(round, 1 << 34));
+        let back = |of: &Change| Change { from: of.to, to: of.from, ..*of };
+        let (evaluator, mut losses) = evaluator();
+        let mut measured = |ask: &dyn Fn(&Evaluator, Probe)| {
+            ask(&evaluator, PROBE);
+            let Losses { plus, minus, .. } = losses.blocking_recv().unwrap();
+            (plus, minus)
+        };
+        evaluator.apply(changes[..2].to_vec());
+        let to_the_base = changes[..2].iter().map(back).collect();
+        evaluator.trail(Trail { anew: true, changes: to_the_base });
+        evaluator.apply(changes[2..].to_vec());
+        assert_eq!(measured(&Evaluator::repeat), after(&[]));
+        assert_eq!(measured(&Evaluator::probe), after(&changes));
+        evaluator.trail(Trail { anew: false, changes: changes[..1].to_vec() });
+        assert_eq!(measured(&Evaluator::repeat), after(&changes[..1]));
+        assert_eq!(measured(&Evaluator::probe), after(&changes));
+        evaluator.trail(Trail { anew: true, changes: vec![back(&changes[2])] });
+        assert_eq!(measured(&Evaluator::repeat), after(&changes[..2]));
+        assert_ne!(after(&changes[..2]), after(&changes[..1]));
     }
 }

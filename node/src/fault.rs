@@ -185,8 +185,6 @@ pub struct Witness {
 
 /// A lie as the evaluator tells it.
 pub struct Deceit {
-    /// The node itself: the probes of others are measured as they are.
-    pub me: NodeId,
     /// How it lies.
     pub liar: Liar,
     /// Honest nodes, at most [`WITNESSES_MAX`].
@@ -301,7 +299,6 @@ mod tests {
             let rng = rumormill::sample::KeyedRng::from_seed("rumormill v1 test", 1, 0);
             let witness = |id| Witness { id: NodeId([id; 32]), rows: None };
             Deceit {
-                me: NodeId([0; 32]),
                 liar: Liar::new(Lie::new(kind, None), rng),
                 witnesses: vec![witness(1), witness(2)],
                 honest: 2,

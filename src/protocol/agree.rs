@@ -491,6 +491,8 @@ impl Protocol {
         self.roster.retract(Height(height + 2));
         self.convicted.retain(|_, from| *from < height + 2);
         self.reconsider();
+        // It may include what these heights paid out before.
+        self.trailing = None;
         self.heights.get_mut(&height).expect("the height is recent").certified = Some(set);
         for later in height..end {
             let set = self.heights[&later].certified.clone().expect("certified before");

@@ -31,7 +31,7 @@ pub use cache::Cache;
 pub use config::{Config, EDGE_RATE_MAX, EDGE_RATE_MIN, EdgeRate, GradientClock};
 pub use foundation::Foundation;
 pub use input::Input;
-pub use output::{Change, Entry, Event, Offence, Output, Probe};
+pub use output::{Change, Entry, Event, Offence, Output, Probe, Trail};
 pub use passed::Passed;
 
 use crate::audit::{Sample, section_len_max};
@@ -244,6 +244,8 @@ pub struct Protocol {
     values: BTreeMap<u64, Measured>,
     applied: BTreeMap<u64, Arc<RoundUpdate>>,
     dirty: BTreeSet<u64>,
+    /// The first round that the trailing model does not include; `None` where the caller has none.
+    trailing: Option<u64>,
     /// The caller gets the model after so many heights if the chain is then this one: what earlier rounds
     /// pay out is not told until then.
     awaited: Option<(u64, ChainDigest)>,
@@ -321,6 +323,7 @@ impl Protocol {
             values: BTreeMap::new(),
             applied: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            trailing: None,
             awaited: None,
             awaited_fits: None,
             models: BTreeMap::new(),

@@ -44,6 +44,10 @@ pub enum Output {
     },
     /// Measure the losses at both ends of a direction, after all changes before this output.
     Probe(Probe),
+    /// Move the *trailing model*: a second one, of a moment two heights ago.
+    Trail(Trail),
+    /// The same as [`Output::Probe`] at the trailing model, where a record that is audited was measured.
+    Repeat(Probe),
     /// Change the coefficients of directions.
     Apply(Vec<Change>),
     /// A neighbor broke the protocol.
@@ -73,6 +77,15 @@ pub struct Probe {
     pub slot: Slot,
     /// Whose minibatch: this node's, or that of an origin whose byte is audited.
     pub of: NodeId,
+}
+
+/// How the trailing model becomes one of another round.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trail {
+    /// Whether it begins anew as a copy of the model as it stands, or goes on from where it was.
+    pub anew: bool,
+    /// What is changed in it then.
+    pub changes: Vec<Change>,
 }
 
 /// A line of the node's log on disk.

@@ -41,7 +41,12 @@ impl Protocol {
                         self.last_loss_at = now;
                     }
                     self.outstanding.push_back(probe);
-                    out.push(Output::Probe(probe));
+                    if probe.of == self.me {
+                        out.push(Output::Probe(probe));
+                    } else {
+                        out.extend(self.trail(probe.round).map(Output::Trail));
+                        out.push(Output::Repeat(probe));
+                    }
                     if self.stalled.take().is_some() {
                         out.push(Output::Event(Event::Resumed));
                     }
@@ -63,11 +68,7 @@ impl Protocol {
     /// The next probe of the walk; otherwise what is waited for, or nothing when this node has no
     /// more to measure.
     fn next_probe(&mut self) -> Result<Probe, Option<String>> {
-        let staleness = match self.manifest.directions {
-            Directions::Shared => u64::from(self.manifest.staleness),
-            // A barrier: the next round begins when this one is closed.
-            Directions::Private => 1,
-        };
+        let staleness = self.staleness();
         loop {
             if !self.probing || self.round >= self.manifest.rounds_total() {
                 return Err(None);
@@ -106,6 +107,15 @@ impl Protocol {
             self.position += 1;
             let slot = self.deal(self.round, &params).slot(origin, position);
             return Ok(Probe { round: Round(self.round), slot, of: self.me });
+        }
+    }
+
+    /// Rounds that a node may run beyond the ones it has closed.
+    pub(super) fn staleness(&self) -> u64 {
+        match self.manifest.directions {
+            Directions::Shared => u64::from(self.manifest.staleness),
+            // A barrier: the next round begins when this one is closed.
+            Directions::Private => 1,
         }
     }
 

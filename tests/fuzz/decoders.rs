@@ -122,7 +122,7 @@ fn drive(node: &mut Protocol, mut now: Time) -> Time {
         node.handle(Input::Wake, now, &mut out);
         let mut probes: VecDeque<_> = VecDeque::new();
         for output in out.drain(..) {
-            if let Output::Probe(probe) = output {
+            if let Output::Probe(probe) | Output::Repeat(probe) = output {
                 probes.push_back(probe);
             }
         }
@@ -295,7 +295,7 @@ fn run(manifest: &Manifest) -> Trained {
                     trained.frames.push(bytes.clone());
                     queue.push_back((there, Input::Frame { from: to, bytes }));
                 }
-                Output::Probe(probe) => {
+                Output::Probe(probe) | Output::Repeat(probe) => {
                     let step = (probe.round.0 * 7 + u64::from(probe.slot.0) * 3) % 11;
                     let (plus, minus) = (1.0 + step as f32 / 100.0, 1.0);
                     queue.push_back((to, Input::Losses { probe, plus, minus }));
