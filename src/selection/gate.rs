@@ -9,6 +9,7 @@
 //! is within [`GATE`](super::sums::GATE) times the typical one of each round, which is asked without
 //! sorting: not more than half of its values may be larger, nor smaller.
 
+use super::middle_and_spread;
 use super::sums::Window;
 
 /// Origins that pass, in order; all that have values, should none pass.
@@ -25,18 +26,15 @@ pub(super) fn gate(window: &Window) -> Vec<usize> {
 /// Sizes within this factor of the middle one are never out, whatever the spread.
 const ALIKE: f64 = 1.75;
 
-/// Robust deviations from the middle size at which an origin is out.
-const DEVIATIONS: f64 = 3.0;
-
 /// Puts out those of the `most` oddest sizes that are off by more than `max(1.75, 1 + 3 MAD)` times the middle one
 /// either way.
 pub(super) fn put_out_sizes(window: &Window, held: &mut Vec<usize>, most: usize) {
-    let mut sizes: Vec<f64> = held.iter().map(|&origin| window.size(origin)).collect();
-    sizes.sort_by(f64::total_cmp);
-    let Some(&middle) = sizes.get(sizes.len() / 2).filter(|&&middle| middle > 0.0) else { return };
-    let mut deviations: Vec<f64> = sizes.iter().map(|size| (size / middle - 1.0).abs()).collect();
-    deviations.sort_by(f64::total_cmp);
-    let bound = ALIKE.max(1.0 + DEVIATIONS * 1.4826 * deviations[deviations.len() / 2]);
+    let sizes = held.iter().map(|&origin| window.size(origin));
+    let Some((middle, spread)) = middle_and_spread(sizes).filter(|(middle, _)| *middle > 0.0)
+    else {
+        return;
+    };
+    let bound = ALIKE.max(1.0 + spread / middle);
     let odd = |origin: usize| {
         let ratio = window.size(origin) / middle;
         if ratio > 0.0 { ratio.max(1.0 / ratio) } else { f64::INFINITY }

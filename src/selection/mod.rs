@@ -226,6 +226,17 @@ fn sorted(values: &[(Origin, f64)], weights: &[f64]) -> Vec<f64> {
     sorted
 }
 
+/// The middle one of values, of two the higher, and three robust deviations from it (`1.4826 MAD` is one of normal
+/// values): what is farther out is odd. `None` of none.
+fn middle_and_spread(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let middle = *values.get(values.len() / 2)?;
+    values.iter_mut().for_each(|value| *value = (*value - middle).abs());
+    values.sort_by(f64::total_cmp);
+    Some((middle, 3.0 * 1.4826 * values[values.len() / 2]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -358,5 +369,14 @@ mod tests {
             assert!(trust.iter().take(5).all(|&trust| trust > 0.2), "{rule}: {trust:?}");
             assert!(trust.iter().skip(5).all(|&trust| trust < -0.2), "{rule}: {trust:?}");
         }
+    }
+
+    #[test]
+    fn middle_and_spread_by_hand() {
+        let of = |values: &[f64]| middle_and_spread(values.iter().copied());
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[2.0]), Some((2.0, 0.0)));
+        // Deviations from 3: 0, 1, 2, 2, 97; the middle one is 2.
+        assert_eq!(of(&[100.0, 1.0, 3.0, 5.0, 2.0]), Some((3.0, 3.0 * 1.4826 * 2.0)));
     }
 }

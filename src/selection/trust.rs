@@ -16,14 +16,11 @@
 
 use super::gate::{gate, put_out_sizes};
 use super::sums::{Measured, Window, rounds_needed};
-use super::{Choice, Momenta, Selection};
+use super::{Choice, Momenta, Selection, middle_and_spread};
 
 /// No value counts for more than this many typical magnitudes of its round in the averages: 4σ of
 /// normal values, so that honest rounds are hardly touched.
 pub(super) const AVERAGING_CLIP: f64 = 6.0;
-
-/// Robust deviations below the median trust at which an origin is out.
-const DEVIATIONS: f64 = 3.0;
 
 /// Distrust must be more than so many standard deviations of chance: late in training, or with shards that differ,
 /// there is nothing to agree on, and whom to put out is better left to the mixing.
@@ -79,11 +76,9 @@ fn put_out(held: &mut Vec<usize>, most: usize, value: impl Fn(usize) -> Option<f
         held.iter().filter_map(|&origin| Some((value(origin)?, origin))).collect();
     ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     // Where all abstained there is nobody to trust.
-    let Some(&(middle, _)) = ranked.get(ranked.len() / 2) else { return };
-    let mut deviations: Vec<f64> = ranked.iter().map(|(value, _)| (value - middle).abs()).collect();
-    deviations.sort_by(f64::total_cmp);
-    let spread = 1.4826 * deviations[deviations.len() / 2];
-    let floor = (middle - DEVIATIONS * spread).min(middle / 2.0).max(0.0);
+    let values = ranked.iter().map(|(value, _)| *value);
+    let Some((middle, spread)) = middle_and_spread(values) else { return };
+    let floor = (middle - spread).min(middle / 2.0).max(0.0);
     let out = ranked.iter().take(most).filter(|(value, _)| *value < floor);
     let out: Vec<usize> = out.map(|entry| entry.1).collect();
     held.retain(|origin| !out.contains(origin));
