@@ -21,6 +21,9 @@ pub const PROTOCOL_VERSION: u16 = 6;
 /// The largest roster. Origin indices are 16 bits wide; 4,096 acks of a height stay under 300 KB.
 pub const ROSTER_LEN_MAX: usize = 4096;
 
+/// The most founders of an open run: each votes for all of them, and the votes travel in one frame. Others join.
+pub const FOUNDERS_MAX: usize = 128;
+
 /// The longest name of a model: room for a template and the words of labels.
 pub const MODEL_LEN_MAX: usize = 2048;
 
@@ -340,9 +343,10 @@ impl Manifest {
         }
         match &self.founders {
             Founders::Minimum(0) => fail("founders", "minimum must be at least 1".into()),
-            Founders::Minimum(n) if usize::from(*n) > ROSTER_LEN_MAX => {
-                fail("founders", format!("minimum is {n}, at most {ROSTER_LEN_MAX}"))
-            }
+            Founders::Minimum(n) if usize::from(*n) > FOUNDERS_MAX => fail(
+                "founders",
+                format!("minimum is {n}, at most {FOUNDERS_MAX}; nodes beyond it join the run"),
+            ),
             Founders::Members(members) => {
                 let mut sorted = members.clone();
                 sorted.sort();

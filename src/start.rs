@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::codec::{FRAME_LEN_MAX, encoded_len};
 use crate::id::{NodeId, RunId};
 use crate::keys::{Keys, Scheme};
 use crate::manifest::ROSTER_LEN_MAX;
@@ -22,6 +23,9 @@ const PRESENT: Time = Time::from_millis(20_000);
 /// How far a vote's ballot may be ahead of all that are known. A guess: a node that was away sees
 /// the ballots of one episode of conflicts.
 const BALLOT_STEP_MAX: u32 = 64;
+
+/// Bytes of votes in a frame: those of [`FOUNDERS_MAX`](crate::manifest::FOUNDERS_MAX) founders, and some of others.
+const VOTES_LEN_MAX: usize = FRAME_LEN_MAX / 4 * 3;
 
 /// The state of a node before the run has started.
 #[derive(Clone, Debug)]
@@ -113,6 +117,22 @@ impl Start {
         fresh.map(|(presence, _)| presence.clone()).collect()
     }
 
+    /// What a neighbor is told, in less than a frame whatever was invented: who is present of the identities that a set
+    /// is made of, the smallest, and this node; and votes, those for its own set first, then the latest ballots'.
+    pub fn told(&self, me: &NodeId, now: Time) -> (Vec<Presence>, Vec<StartVote>) {
+        let present = self.present(now).into_iter().enumerate();
+        let present = present.filter(|(at, node)| *at < self.minimum || node.id == *me);
+        let mine = self.votes.get(me).map(|vote| &vote.founders);
+        let mut votes: Vec<&StartVote> = self.votes.values().collect();
+        votes.sort_by_key(|vote| (mine != Some(&vote.founders), std::cmp::Reverse(vote.ballot)));
+        let mut len = 0;
+        let fitting = votes.into_iter().take_while(|vote| {
+            len += encoded_len(*vote);
+            len <= VOTES_LEN_MAX
+        });
+        (present.map(|(_, node)| node).collect(), fitting.cloned().collect())
+    }
+
     /// How many founders are needed.
     pub fn minimum(&self) -> usize {
         self.minimum
@@ -148,11 +168,6 @@ impl Start {
                 |other: &StartVote| other.ballot == vote.ballot && other.founders == vote.founders;
             (votes.len() == self.minimum && votes.iter().all(same)).then_some(votes)
         })
-    }
-
-    /// All votes known, for neighbors.
-    pub fn votes(&self) -> Vec<StartVote> {
-        self.votes.values().cloned().collect()
     }
 
     /// Votes, or votes anew when the last ballot is dead. Returns a new vote, to be written to disk
@@ -217,7 +232,8 @@ mod tests {
                 starts[at].beat(&keys[at], tick, now);
                 starts[at].vote(&keys[at], now);
                 let other = &starts[(at + 1 + tick as usize) % keys.len()];
-                let (present, votes) = (other.present(now), other.votes());
+                let at_other = (at + 1 + tick as usize) % keys.len();
+                let (present, votes) = other.told(&keys[at_other].id(), now);
                 for presence in present {
                     assert!(starts[at].hear(presence, Scheme::Simulated, now));
                 }
@@ -252,6 +268,44 @@ mod tests {
         start.beat(&keys[0], 1, Time::ZERO);
         start.beat(&keys[2], 1, Time::ZERO);
         assert_eq!(start.vote(&keys[0], Time::ZERO).map(|vote| vote.ballot), Some(0));
+    }
+
+    #[test]
+    fn invented_identities_neither_outgrow_a_frame_nor_crowd_out_ones_own_set() {
+        let founders = crate::manifest::FOUNDERS_MAX;
+        let mut keys: Vec<Keys> = (0..founders as u64).map(Keys::simulated).collect();
+        keys.sort_by_key(Keys::id);
+        let mut start = Start::new(RUN, founders);
+        let set: Vec<NodeId> = keys.iter().map(Keys::id).collect();
+        let vote = |set: &[NodeId], ballot, voter: &Keys| StartVote {
+            ballot,
+            founders: set.to_vec(),
+            voter: voter.id(),
+            signature: voter.sign(&statement(&RUN, ballot, set)),
+        };
+        for key in &keys {
+            start.beat(key, 1, Time::ZERO);
+            assert!(start.take(vote(&set, 0, key), Scheme::Simulated));
+        }
+        for invented in (0..300).map(|at| Keys::simulated(10_000 + at)) {
+            let presence = Presence {
+                id: invented.id(),
+                beat: 1,
+                signature: invented.sign(&presence_statement(&RUN, 1)),
+            };
+            assert!(start.hear(presence, Scheme::Simulated, Time::ZERO));
+            let mut other = [&set[1..], &[invented.id()]].concat();
+            other.sort();
+            assert!(start.take(vote(&other, 9, &invented), Scheme::Simulated));
+        }
+        let me = keys[founders - 1].id();
+        let (present, votes) = start.told(&me, Time::ZERO);
+        assert!(present.len() <= founders + 1);
+        assert!(present.iter().any(|node| node.id == me));
+        assert!(votes.len() > founders, "there is room for others' votes");
+        assert!(votes[..founders].iter().all(|vote| vote.founders == set));
+        let frame = crate::message::Frame::Start { present, votes };
+        assert!(frame.encode().len() <= FRAME_LEN_MAX);
     }
 
     #[test]

@@ -239,6 +239,7 @@ fn numbers_out_of_their_range_are_refused_with_the_range() {
         (&["--epsilon-log2", "99"], &["epsilon_log2", "between -30 and 10"]),
         (&["--batch", "0"], &["batch", "between 1"]),
         (&["--members", "0"], &["founders", "at least 1"]),
+        (&["--members", "129"], &["founders", "at most 128", "join"]),
         (&["--members", "4", "--tolerate", "2"], &["faulty", "at most 1", "3f + 1"]),
         (&["--seconds", "0"], &["--seconds", "positive"]),
     ] {

@@ -15,7 +15,7 @@ pub struct InitArgs {
     /// The file to write
     #[arg(long, default_value = "run.toml", value_name = "FILE")]
     pub out: PathBuf,
-    /// The run starts when so many nodes have found each other
+    /// The run starts when so many nodes, at most 128, have found each other; others join
     #[arg(long, default_value_t = 3)]
     pub members: u16,
     /// Write over an existing file

@@ -335,7 +335,8 @@ impl Protocol {
                 continue;
             }
             if let Some(start) = &self.start {
-                let frame = Frame::Start { present: start.present(now), votes: start.votes() };
+                let (present, votes) = start.told(&self.me, now);
+                let frame = Frame::Start { present, votes };
                 self.send_frame(peer, &frame, out);
                 continue;
             }
