@@ -208,12 +208,21 @@ impl Protocol {
         samples
     }
 
-    /// What audits up to the last certified heights say of every member; `None` while it is little.
+    /// What audits up to the last certified heights say of every member, or said when they convicted it; `None`
+    /// while it is little.
     pub fn audit_scores(&self) -> Vec<Option<Score>> {
-        match self.certified.checked_sub(1) {
+        let mut scores = match self.certified.checked_sub(1) {
             Some(height) => self.panel(height).scores(self.roster.len()),
             None => vec![None; self.roster.len()],
+        };
+        for (origin, verdict) in &self.verdicts {
+            if self.convicted.contains_key(origin)
+                && let Some(score) = scores.get_mut(origin.index())
+            {
+                *score = Some(*verdict);
+            }
         }
+        scores
     }
 
     /// Whom audits cast doubt on, as known after the last certified height.
@@ -255,6 +264,7 @@ impl Protocol {
             .collect();
         for (origin, score) in convicted {
             self.convicted.insert(origin, from);
+            self.verdicts.insert(origin, score);
             let id = self.roster.id(origin).copied().unwrap_or(NodeId([0; 32]));
             out.push(Output::Event(Event::Convicted { origin: id, from: Height(from), score }));
             self.reconsider();

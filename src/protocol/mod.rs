@@ -34,7 +34,7 @@ pub use input::Input;
 pub use output::{Change, Entry, Event, Offence, Output, Probe, Trail};
 pub use passed::Passed;
 
-use crate::audit::{Sample, section_len_max};
+use crate::audit::{Sample, Score, section_len_max};
 use crate::clock::PoissonClock;
 use crate::height::{ChainDigest, Control, ControlKey, ModelDigest, RecordSet};
 use crate::id::{Height, NodeId, Origin, Round, RunId};
@@ -231,6 +231,8 @@ pub struct Protocol {
     excluded: BTreeMap<Origin, u64>,
     /// Origins that audits convicted, with the height from which on their records do not count.
     convicted: BTreeMap<Origin, u64>,
+    /// The scores that convicted them, as far as this node has derived them.
+    verdicts: BTreeMap<Origin, Score>,
     /// Settings of heights as they were asked for, until something that they follow from changes.
     settings: RefCell<BTreeMap<u64, Arc<HeightParams>>>,
 
@@ -315,6 +317,7 @@ impl Protocol {
             built_on: 0,
             excluded: BTreeMap::new(),
             convicted: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
             settings: RefCell::default(),
             closed: 0,
             closed_since: Time::ZERO,
