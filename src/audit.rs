@@ -62,7 +62,7 @@ const HONEST: f64 = 0.75;
 const DOUBTFUL: f64 = 0.7;
 
 /// An auditor is not heard whose repetitions of those whom most find honest correlate less, and less than
-/// chance makes the usual: honest ones reach 0.8, who reports the opposite −0.8, who reports anything 0.
+/// chance makes the usual: honest ones reach 0.9, who reports the opposite −0.8, who reports anything 0.
 const BELIEVED: f64 = 0.3;
 
 /// Repetitions of those whom most find honest, before an auditor is heard at all.
@@ -336,7 +336,7 @@ impl<'a> Panel<'a> {
     ///
     /// A score is a correlation over all heights that are looked back on, of the auditors that are left when the
     /// `faulty` lowest and highest are out. It convicts below [`LOW`] times the usual one of all origins, if it is also
-    /// lower than chance makes the usual. A liar that was honest before comes below it in about six heights.
+    /// lower than chance makes the usual. A liar that was honest before comes below it in about four heights.
     ///
     /// Enough are `2·faulty + 1` auditors and repetitions that are worth [`WORTH_MIN`] and leave [`KEPT_MIN`] in the middle without any one of the
     /// heights: of the correlations that leave out one height the best counts. A larger certificate may deal

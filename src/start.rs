@@ -231,9 +231,8 @@ mod tests {
                 // Node `at` hears another node each tick, and what that one knows.
                 starts[at].beat(&keys[at], tick, now);
                 starts[at].vote(&keys[at], now);
-                let other = &starts[(at + 1 + tick as usize) % keys.len()];
-                let at_other = (at + 1 + tick as usize) % keys.len();
-                let (present, votes) = other.told(&keys[at_other].id(), now);
+                let other = (at + 1 + tick as usize) % keys.len();
+                let (present, votes) = starts[other].told(&keys[other].id(), now);
                 for presence in present {
                     assert!(starts[at].hear(presence, Scheme::Simulated, now));
                 }

@@ -501,10 +501,12 @@ impl Daemon {
     /// The log could not be written: the node stops rather than sign what it may forget.
     pub async fn run(mut self) -> Result<Outcome, DaemonError> {
         self.started = Instant::now();
+        // Started again after the end: others need not be there any more.
+        let was_finished = self.protocol.is_finished();
         self.feed(Input::Wake)?;
         let ending = loop {
             if !self.stay && self.catch_up.is_none() {
-                let awaits = self.network.awaits_somebody();
+                let awaits = !was_finished && self.network.awaits_somebody();
                 if self.protocol.is_done(self.now(), awaits) {
                     break Ending::Certified;
                 }

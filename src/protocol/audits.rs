@@ -14,6 +14,10 @@ const PACE: u64 = 3;
 /// Heights between a record and its audit: at height `h`, height `h − 2` is certified everywhere.
 const LAG: u64 = 2;
 
+/// The model of a round cannot be made any more.
+#[derive(Debug)]
+pub(super) struct Forgotten;
+
 /// A member's own audits of one height, made in the height after next.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
@@ -24,9 +28,9 @@ pub(super) struct Work {
     probes: Vec<(usize, Probe)>,
     /// Probes asked for.
     asked: usize,
-    /// Probes measured.
-    measured: usize,
-    /// What was measured, by position; abstentions until it is.
+    /// Whether any was measured.
+    measured: bool,
+    /// What was measured, by position; abstentions where nothing was.
     bytes: Vec<u8>,
 }
 
@@ -79,19 +83,26 @@ impl Protocol {
         // All or none: position tells which target a byte belongs to.
         let probes =
             targets.iter().map(|target| probe(self, target)).collect::<Option<Vec<_>>>()?;
-        let mut probes: Vec<(usize, Probe)> = probes.into_iter().enumerate().collect();
-        probes.sort_by_key(|(_, probe)| probe.round);
         let bytes = vec![lb8::ABSTAIN; probes.len()];
-        Some(Work { digest, seed, probes, asked: 0, measured: 0, bytes })
+        let mut probes: Vec<(usize, Probe)> = probes.into_iter().enumerate().collect();
+        // As many as there is time for, before they are sorted: those left out are of any round.
+        let own =
+            u64::from(self.manifest.probes_per_round) * u64::from(self.manifest.rounds_per_height);
+        probes.truncate((own / PACE) as usize);
+        probes.sort_by_key(|(_, probe)| probe.round);
+        Some(Work { digest, seed, probes, asked: 0, measured: false, bytes })
     }
 
-    /// Moves the trailing model to where a record of a round was measured: who walks a round has closed all
-    /// before it but the last `S − 1`, or one more. Measured with a model as it is two heights later instead,
-    /// honest bytes fit by 0.93 and not by 0.99 (`ARCHITECTURE.md`, "Audits").
-    pub(super) fn trail(&mut self, round: Round) -> Option<Trail> {
-        let to = (round.0 + 1).saturating_sub(self.staleness());
+    /// Moves the trailing model to where a record of a round was measured, if it is not there: who walks a round has
+    /// closed all before it or all but one, and with `S > 2` few more are open. Measured with a model as it is two heights
+    /// later instead, honest bytes fit by 0.93 and not by 0.99 (`ARCHITECTURE.md`, "Audits").
+    ///
+    /// # Errors
+    /// What was paid out since is forgotten, so that there is no such model.
+    pub(super) fn trail(&mut self, round: Round) -> Result<Option<Trail>, Forgotten> {
+        let to = (round.0 + 1).saturating_sub(self.staleness().min(2));
         if self.trailing.is_some_and(|at| at >= to) {
-            return None;
+            return Ok(None);
         }
         let change =
             |of: &Coefficient| Change { round: of.round, slot: of.slot, from: 0, to: of.value };
@@ -101,12 +112,12 @@ impl Protocol {
             let coefficients = rounds.flat_map(|(_, update)| &update.coefficients);
             all.then(|| coefficients.map(change).collect())
         };
-        let trail = match self.trailing.and_then(follow) {
+        let trail = match self.trailing.take().and_then(follow) {
             Some(changes) => Trail { anew: false, changes },
-            None => Trail { anew: true, changes: self.take_back_from(Round(to))? },
+            None => Trail { anew: true, changes: self.take_back_from(Round(to)).ok_or(Forgotten)? },
         };
         self.trailing = Some(to);
-        Some(trail)
+        Ok(Some(trail))
     }
 
     /// Says that the caller has no trailing model, as it could not make the last one.
@@ -134,11 +145,10 @@ impl Protocol {
         let Some(exponent) = self.params(of).map(|params| params.exponent) else { return };
         let work = self.heights.get_mut(&(of + LAG)).and_then(|state| state.work.as_mut());
         let Some(work) = work else { return };
-        if let Some((position, _)) =
-            work.probes.get(work.measured).filter(|(_, asked)| *asked == probe)
-        {
+        // The same record may be a target twice.
+        for (position, _) in work.probes.iter().filter(|(_, asked)| *asked == probe) {
             work.bytes[*position] = lb8::encode(value, exponent);
-            work.measured += 1;
+            work.measured = true;
             self.stats.audits += 1;
         }
     }
@@ -152,7 +162,7 @@ impl Protocol {
         let Some(work) = state.work.as_ref().filter(|work| Some(work.digest) == digest) else {
             return;
         };
-        if work.measured == 0 || state.own.counts.len() > rounds {
+        if !work.measured || state.own.counts.len() > rounds {
             return;
         }
         state.own.counts.resize(rounds, 0);

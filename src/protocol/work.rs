@@ -36,17 +36,18 @@ impl Protocol {
             }
             match self.next_probe() {
                 Ok(probe) => {
+                    let repeats = probe.of != self.me;
+                    if repeats {
+                        // Without a model there is nothing to measure: the byte stays an abstention.
+                        let Ok(trail) = self.trail(probe.round) else { continue };
+                        out.extend(trail.map(Output::Trail));
+                    }
                     self.gradient_tokens = self.gradient_tokens.saturating_sub(1);
                     if self.outstanding.is_empty() {
                         self.last_loss_at = now;
                     }
                     self.outstanding.push_back(probe);
-                    if probe.of == self.me {
-                        out.push(Output::Probe(probe));
-                    } else {
-                        out.extend(self.trail(probe.round).map(Output::Trail));
-                        out.push(Output::Repeat(probe));
-                    }
+                    out.push(if repeats { Output::Repeat(probe) } else { Output::Probe(probe) });
                     if self.stalled.take().is_some() {
                         out.push(Output::Event(Event::Resumed));
                     }
