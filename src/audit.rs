@@ -39,17 +39,17 @@ const WORTH_MIN: u32 = 10;
 /// Repetitions that must be left in the middle. With four, and 0.6 for [`LOW`], verdicts took up to 87 rounds instead of 60.
 const KEPT_MIN: u32 = 2;
 
-/// A verdict asks for a score below so much of the usual one. Measured: honest origins score 0.94 to 1, and 0.88 where a
-/// model jumps about, never below 0.9 of the usual; liars below 0.4 and who repeats another's bytes 0.2 to 0.8
-/// (`ARCHITECTURE.md`, "Audits").
+/// A verdict asks for a score below so much of the usual one. Measured: honest origins score 0.94 to 1, and never below
+/// 0.88 of the usual where a model jumps about (4,343 scores); liars below 0.4 and who repeats another's bytes 0.2 to
+/// 0.8 (`ARCHITECTURE.md`, "Audits").
 const LOW: f64 = 0.8;
 
-/// Deviations below the usual that a verdict asks for at first ([`unusual`], [`deviations`]). Measured: of 928 scores of
-/// honest nodes in a run of 200 heights whose model jumps about the lowest was 3.3 below the usual.
+/// Deviations below the usual that a verdict asks for at first ([`unusual`], [`deviations`]), where few repetitions or
+/// a low usual score ask for more than [`LOW`] does.
 const VERDICT_DEVIATIONS: f64 = 4.0;
 
-/// By how much honest nodes' scores differ other than by chance, in Fisher's transformation: a record is made of a model
-/// that is one round newer or not, and lacks what came late.
+/// By how much honest nodes' scores differ other than by chance, in Fisher's transformation: the model of a record may be
+/// one round newer than that of its repetition, or lack what came late.
 const DIFFERENCE: f64 = 0.15;
 
 /// Deviations below the usual from which on an auditor is not heard, of its repetitions of whom most find honest.

@@ -18,14 +18,24 @@ const LAG: u64 = 2;
 #[derive(Debug)]
 pub(super) struct Forgotten;
 
+/// A probe that is to be repeated.
+#[derive(Clone, Debug)]
+struct Repetition {
+    /// Its position among the targets.
+    at: usize,
+    probe: Probe,
+    /// The model that it is repeated at includes the rounds before this one.
+    to: u64,
+}
+
 /// A member's own audits of one height, made in the height after next.
 #[derive(Clone, Debug)]
 pub(super) struct Work {
     /// The set they are of.
     digest: SetDigest,
     seed: Signature,
-    /// By round, as the trailing model only goes forward; each with its position among the targets.
-    probes: Vec<(usize, Probe)>,
+    /// By the models that they are repeated at, as the trailing one only goes forward.
+    probes: Vec<Repetition>,
     /// Probes asked for.
     asked: usize,
     /// Whether any was measured.
@@ -53,7 +63,7 @@ impl Protocol {
             * u64::from(self.manifest.probes_per_round)
             + u64::from(self.position);
         let work = self.heights.get_mut(&height)?.work.as_mut()?;
-        let (_, probe) = *work.probes.get(work.asked)?;
+        let probe = work.probes.get(work.asked)?.probe;
         if !idle && (work.asked as u64 + 1) * PACE > probes {
             return None;
         }
@@ -66,7 +76,7 @@ impl Protocol {
         let me = self.own_origin(&params)?;
         let seed = audit::seed(&self.run, Height(height), &digest, &self.keys);
         let targets = self.targets(height, me, &seed);
-        let probe = |protocol: &mut Protocol, target: &Target| {
+        let repetition = |protocol: &mut Protocol, (at, target): (usize, &Target)| {
             let segment = protocol.heights.get(&height)?.ledger.segment(target.origin)?;
             let mut before = 0;
             let (within, position) =
@@ -78,29 +88,34 @@ impl Protocol {
             let round = protocol.first_round(height) + within as u64;
             let slot = protocol.deal(round, &params).slot(target.origin, position as u32);
             let of = *protocol.roster.id(target.origin)?;
-            Some(Probe { round: Round(round), slot, of })
+            let probe = Probe { round: Round(round), slot, of };
+            // Who walks a round has closed all before it in the second half of its walk, and all but one in the first.
+            let open = protocol.staleness() > 1
+                && 2 * position < protocol.manifest.probes_per_round as usize;
+            Some(Repetition { at, probe, to: round.saturating_sub(open.into()) })
         };
         // All or none: position tells which target a byte belongs to.
-        let probes =
-            targets.iter().map(|target| probe(self, target)).collect::<Option<Vec<_>>>()?;
+        let probes = targets.iter().enumerate().map(|target| repetition(self, target));
+        let mut probes = probes.collect::<Option<Vec<Repetition>>>()?;
         let bytes = vec![lb8::ABSTAIN; probes.len()];
-        let mut probes: Vec<(usize, Probe)> = probes.into_iter().enumerate().collect();
         // As many as there is time for, before they are sorted: those left out are of any round.
         let own =
             u64::from(self.manifest.probes_per_round) * u64::from(self.manifest.rounds_per_height);
         probes.truncate((own / PACE) as usize);
-        probes.sort_by_key(|(_, probe)| probe.round);
+        probes.sort_by_key(|repetition| repetition.to);
         Some(Work { digest, seed, probes, asked: 0, measured: false, bytes })
     }
 
-    /// Moves the trailing model to where a record of a round was measured, if it is not there: who walks a round has
-    /// closed all before it or all but one, and with `S > 2` few more are open. Measured with a model as it is two heights
-    /// later instead, honest bytes fit by 0.93 and not by 0.99 (`ARCHITECTURE.md`, "Audits").
+    /// Moves the trailing model to where a record was measured, if it is not there. Measured with a model as it is
+    /// two heights later instead, honest bytes fit by 0.93 and not by 0.99 (`ARCHITECTURE.md`, "Audits").
     ///
     /// # Errors
     /// What was paid out since is forgotten, so that there is no such model.
-    pub(super) fn trail(&mut self, round: Round) -> Result<Option<Trail>, Forgotten> {
-        let to = (round.0 + 1).saturating_sub(self.staleness().min(2));
+    pub(super) fn trail(&mut self, probe: Probe) -> Result<Option<Trail>, Forgotten> {
+        let state = self.heights.get(&(self.height_of(probe.round.0) + LAG));
+        let planned = state.and_then(|state| state.work.as_ref()).map(|work| &work.probes[..]);
+        let planned = planned.unwrap_or_default().iter().find(|planned| planned.probe == probe);
+        let to = planned.ok_or(Forgotten)?.to;
         if self.trailing.is_some_and(|at| at >= to) {
             return Ok(None);
         }
@@ -146,8 +161,8 @@ impl Protocol {
         let work = self.heights.get_mut(&(of + LAG)).and_then(|state| state.work.as_mut());
         let Some(work) = work else { return };
         // The same record may be a target twice.
-        for (position, _) in work.probes.iter().filter(|(_, asked)| *asked == probe) {
-            work.bytes[*position] = lb8::encode(value, exponent);
+        for planned in work.probes.iter().filter(|planned| planned.probe == probe) {
+            work.bytes[planned.at] = lb8::encode(value, exponent);
             work.measured = true;
             self.stats.audits += 1;
         }

@@ -39,7 +39,7 @@ impl Protocol {
                     let repeats = probe.of != self.me;
                     if repeats {
                         // Without a model there is nothing to measure: the byte stays an abstention.
-                        let Ok(trail) = self.trail(probe.round) else { continue };
+                        let Ok(trail) = self.trail(probe) else { continue };
                         out.extend(trail.map(Output::Trail));
                     }
                     self.gradient_tokens = self.gradient_tokens.saturating_sub(1);
