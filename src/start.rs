@@ -124,7 +124,10 @@ impl Start {
         let present = present.filter(|(at, node)| *at < self.minimum || node.id == *me);
         let mine = self.votes.get(me).map(|vote| &vote.founders);
         let mut votes: Vec<&StartVote> = self.votes.values().collect();
-        votes.sort_by_key(|vote| (mine != Some(&vote.founders), std::cmp::Reverse(vote.ballot)));
+        // Comparing sets once each: somebody may have invented thousands that differ late.
+        let order =
+            |vote: &&StartVote| (mine != Some(&vote.founders), std::cmp::Reverse(vote.ballot));
+        votes.sort_by_cached_key(order);
         let mut len = 0;
         let fitting = votes.into_iter().take_while(|vote| {
             len += encoded_len(*vote);

@@ -23,6 +23,7 @@ use rumormill::fault::Fault;
 use rumormill::selection::Rule;
 
 use crate::sim::Usage;
+use crate::sim::scenario::Auditors;
 use attack::Attack;
 use sockets::Sockets;
 use table::{Row, heat_map, table};
@@ -71,10 +72,9 @@ pub struct AttackTable {
     /// Probes of others repeated for every thousand of one's own; zero turns audits off.
     #[arg(long, default_value_t = 0)]
     audits: u16,
-    /// How faulty nodes audit: honest, accuse (honest ones, and clear each other), copy, frame (accuse one
-    /// honest node, all the same one, and copy of all others).
-    #[arg(long, default_value = "honest")]
-    auditors: String,
+    /// How faulty nodes audit.
+    #[arg(long, value_enum, default_value_t = Auditors::Honest)]
+    auditors: Auditors,
     /// Data: `digits`, a folder of idx files, a .csv or a .libsvm file.
     #[arg(long, default_value = DIGITS)]
     data: String,

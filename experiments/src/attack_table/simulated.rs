@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use rumormill::fault::Fault;
 
 use super::table::{Row, area_under_roc};
@@ -37,7 +38,9 @@ fn plan(table: &AttackTable, cell: &Cell<'_>, nodes: usize, fault: &str) -> Resu
         table.window,
     );
     if nodes == table.nodes {
-        write!(text, "audit_permille = {}\nauditors = {:?}\n", table.audits, table.auditors)?;
+        let auditors = table.auditors.to_possible_value();
+        let auditors = auditors.as_ref().map_or("", |value| value.get_name());
+        write!(text, "audit_permille = {}\nauditors = {auditors:?}\n", table.audits)?;
         text += fault;
     }
     let wrong = |error: toml::de::Error| Usage(format!("attack-table: {}", error.message()));

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::table::Row;
 use super::{AttackTable, Cell, Field};
 use crate::sim::Usage;
+use crate::sim::scenario::Auditors;
 
 /// The daemon's program.
 pub(super) struct Sockets {
@@ -31,7 +32,7 @@ impl Sockets {
             );
             return Err(Usage(problem).into());
         }
-        if table.auditors != "honest" {
+        if table.auditors != Auditors::Honest {
             let problem = "--sockets: --auditors is for the simulator; faulty nodes audit honestly";
             return Err(Usage(problem.into()).into());
         }

@@ -401,7 +401,7 @@ pub struct Fault {
 }
 
 /// How faulty nodes repeat the probes of others.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Auditors {
     /// As they should.
