@@ -18,6 +18,7 @@ pub mod spsa;
 
 pub mod lb8;
 pub mod params;
+pub mod tensors;
 
 pub mod height;
 pub mod ledger;

@@ -171,19 +171,19 @@ pub enum StateError {
 }
 
 impl State {
-    /// The state nearest to a base model: `base / LSB`, ties to even.
+    /// The state nearest to a base model: `base / LSB`, ties to even. It takes the base model's place in memory.
     ///
     /// # Errors
     /// If the lengths differ, or a parameter is not finite or above `2^64` in magnitude.
-    pub fn from_base(specs: Vec<TensorSpec>, base: &[f32]) -> Result<State, StateError> {
+    pub fn from_base(specs: Vec<TensorSpec>, base: Vec<f32>) -> Result<State, StateError> {
         let dim = specs.iter().map(TensorSpec::len).sum();
         if dim != base.len() {
             return Err(StateError::Length { values: base.len(), parameters: dim });
         }
         let mut tensors = Vec::with_capacity(specs.len());
-        let mut values = Vec::with_capacity(dim);
+        let mut offset = 0;
         for spec in specs {
-            let (offset, len) = (values.len(), spec.len());
+            let len = spec.len();
             let base = &base[offset..offset + len];
             let unfit = |value: &f32| value.is_nan() || value.abs() > MAGNITUDE_MAX;
             if let Some(index) = base.iter().position(unfit) {
@@ -191,10 +191,16 @@ impl State {
                 return Err(StateError::Value { tensor: spec.name, index, value });
             }
             let lsb_log2 = lsb_log2(base);
-            let inverse = pow2_f64(-lsb_log2);
-            values.extend(base.iter().map(|&v| (f64::from(v) * inverse).round_ties_even() as i32));
             tensors.push(Tensor { name: spec.name, shape: spec.shape, offset, len, lsb_log2 });
+            offset += len;
         }
+        let units = tensors
+            .iter()
+            .flat_map(|tensor| std::iter::repeat_n(pow2_f64(-tensor.lsb_log2), tensor.len));
+        let value =
+            |(value, inverse): (f32, f64)| (f64::from(value) * inverse).round_ties_even() as i32;
+        // Collected where the numbers of the same size were: a model may be most of what fits.
+        let values = base.into_iter().zip(units).map(value).collect();
         Ok(State { layout: Layout { tensors, dim }, values, mark: Mark::default() })
     }
 
@@ -317,26 +323,48 @@ impl State {
     ) {
         assert_eq!(plus.len(), self.layout.dim, "a view has the model's size");
         assert_eq!(minus.len(), self.layout.dim, "a view has the model's size");
-        assert!((-126..=127).contains(&epsilon_log2), "2^{epsilon_log2} is a normal f32");
-        let epsilon = pow2_f64(epsilon_log2) as f32;
+        for (index, Tensor { offset, len, .. }) in self.layout.tensors.iter().enumerate() {
+            let range = *offset..offset + len;
+            let (plus, minus) = (&mut plus[range.clone()], &mut minus[range]);
+            self.write_pair_part(index, 0, (direction, epsilon_log2), plus, minus);
+        }
+    }
+
+    /// Writes what [`State::write_pair`] writes of one tensor, from its parameter `first` on, the first of a block of
+    /// the direction. The direction comes with the binary logarithm of ε.
+    ///
+    /// # Panics
+    /// If the tensor does not have these parameters, `first` begins no block, the two are not equally long, or ε is not
+    /// a normal `f32`.
+    pub fn write_pair_part(
+        &self,
+        tensor: usize,
+        first: usize,
+        (direction, epsilon_log2): (&Direction, i32),
+        plus: &mut [f32],
+        minus: &mut [f32],
+    ) {
+        assert_eq!(first % BLOCK_PARAMETERS, 0, "the first parameter of a block");
+        assert_eq!(plus.len(), minus.len(), "two ends of the same parameters");
+        let Tensor { offset, len, lsb_log2, .. } = self.layout.tensors[tensor];
+        let values = &self.values[offset..offset + len][first..first + plus.len()];
+        let lsb = pow2_f64(lsb_log2) as f32;
+        let epsilon = End { direction, epsilon_log2, plus: true }.step();
         let mut signs = [[0; 16]; kernel::SUPERBLOCK];
-        for (index, tensor) in self.layout.tensors.iter().enumerate() {
-            let range = tensor.offset..tensor.offset + tensor.len;
-            let lsb = pow2_f64(tensor.lsb_log2) as f32;
-            let values = self.values[range.clone()].chunks(SUPERBLOCK_PARAMETERS);
-            let plus = plus[range.clone()].chunks_mut(SUPERBLOCK_PARAMETERS);
-            let minus = minus[range].chunks_mut(SUPERBLOCK_PARAMETERS);
-            for (superblock, ((values, plus), minus)) in values.zip(plus).zip(minus).enumerate() {
-                let signs = &mut signs[..values.len().div_ceil(BLOCK_PARAMETERS)];
-                direction.sign_words(index, (superblock * kernel::SUPERBLOCK) as u64, signs);
-                kernel::pair(values, signs, lsb, epsilon, plus, minus);
-            }
+        let mut block = (first / BLOCK_PARAMETERS) as u64;
+        let plus = plus.chunks_mut(SUPERBLOCK_PARAMETERS);
+        let minus = minus.chunks_mut(SUPERBLOCK_PARAMETERS);
+        for ((values, plus), minus) in values.chunks(SUPERBLOCK_PARAMETERS).zip(plus).zip(minus) {
+            let signs = &mut signs[..values.len().div_ceil(BLOCK_PARAMETERS)];
+            direction.sign_words(tensor, block, signs);
+            kernel::pair(values, signs, lsb, epsilon, plus, minus);
+            block += kernel::SUPERBLOCK as u64;
         }
     }
 
     /// Writes weights of one tensor, from its parameter `first` on: their view, or one end of a probe.
     ///
-    /// For models that hold one set of weights: the values are those of [`State::write_view`] and
+    /// For models that do not hold all weights at once: the values are those of [`State::write_view`] and
     /// [`State::write_pair`], bit for bit.
     ///
     /// # Panics
@@ -369,6 +397,28 @@ impl State {
             kernel::end(values, signs, lsb, step, out);
             block += kernel::SUPERBLOCK as u64;
         }
+    }
+
+    /// Gives the weights of a tensor as little-endian `f32`, some at a time.
+    ///
+    /// # Errors
+    /// The receiver's.
+    pub fn weight_bytes<E>(
+        &self,
+        tensor: usize,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let len = self.layout.tensors[tensor].len;
+        let mut weights = [0.0; SUPERBLOCK_PARAMETERS];
+        let mut bytes = Vec::with_capacity(4 * weights.len());
+        for first in (0..len).step_by(weights.len()) {
+            let weights = &mut weights[..(len - first).min(SUPERBLOCK_PARAMETERS)];
+            self.write_part(tensor, first, None, weights);
+            bytes.clear();
+            bytes.extend(weights.iter().flat_map(|weight| weight.to_le_bytes()));
+            take(&bytes)?;
+        }
+        Ok(())
     }
 
     /// The hash of layout and values: two states with one hash are the same model.
@@ -594,7 +644,7 @@ mod tests {
         let mut rng = crate::sample::KeyedRng::from_seed("rumormill v1 test", 0, 0);
         let mut base: Vec<f32> = (0..17_300).map(|_| rng.symmetric(0.1)).collect();
         base.extend([100.0, -3.5, 0.0, 1.0, 2.0, 3.0, 4.0, 0.001]);
-        State::from_base(specs, &base).unwrap()
+        State::from_base(specs, base).unwrap()
     }
 
     fn direction(slot: u32) -> Direction {
@@ -655,17 +705,17 @@ mod tests {
     fn base_is_rounded_to_the_nearest_unit() {
         let ulps = |value: f32| (value as f64 * pow2_f64(-24)) as f32;
         let base = [1.0, ulps(0.5), ulps(1.5), ulps(-2.5), ulps(0.75)];
-        let state = State::from_base(vec![TensorSpec::new("a", &[5])], &base).unwrap();
+        let state = State::from_base(vec![TensorSpec::new("a", &[5])], base.to_vec()).unwrap();
         assert_eq!(state.values, [1 << 24, 0, 2, -2, 1]);
     }
 
     #[test]
     fn wrong_bases_are_refused() {
         let specs = || vec![TensorSpec::new("a", &[2])];
-        let short = State::from_base(specs(), &[1.0]);
+        let short = State::from_base(specs(), vec![1.0]);
         assert_eq!(short, Err(StateError::Length { values: 1, parameters: 2 }));
         for value in [f32::NAN, f32::INFINITY, -1e30] {
-            let error = State::from_base(specs(), &[0.0, value]).unwrap_err();
+            let error = State::from_base(specs(), vec![0.0, value]).unwrap_err();
             assert!(matches!(error, StateError::Value { index: 1, .. }), "{error}");
         }
     }
@@ -828,13 +878,21 @@ mod tests {
                     assert_eq!(alone, whole[tensor.offset + from..tensor.offset + to]);
                 }
             }
+            for (from, to) in [(0, 513), (512, 1024), (8_192, 17_000), (16_896, tensor.len)] {
+                let (from, to) = (from.min(tensor.len) / 512 * 512, to.min(tensor.len));
+                let range = tensor.offset + from..tensor.offset + to;
+                let mut ends = [vec![0.0; range.len()], vec![0.0; range.len()]];
+                let [plus, minus] = &mut ends;
+                state.write_pair_part(index, from, (&direction, -7), plus, minus);
+                assert_eq!(ends[..], [&whole[0][range.clone()], &whole[1][range]]);
+            }
         }
     }
 
     #[test]
     fn hash_sees_values_names_and_shapes() {
         let state = |name: &str, shape: &[usize], first: f32| {
-            State::from_base(vec![TensorSpec::new(name, shape)], &[first, 0.5]).unwrap().hash()
+            State::from_base(vec![TensorSpec::new(name, shape)], vec![first, 0.5]).unwrap().hash()
         };
         let hash = state("a", &[2], 0.0);
         assert_eq!(hash, state("a", &[2], 0.0));

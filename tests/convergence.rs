@@ -8,7 +8,7 @@ use rumormill::params::{Payout, State, TensorSpec, coefficient};
 /// end beyond 4. An LSB of 2⁻³⁰ would let them wrap around at 2.
 #[test]
 fn a_weight_that_starts_at_zero_can_grow_past_two() {
-    let mut state = State::from_base(vec![TensorSpec::new("weight", &[3])], &[0.0; 3]).unwrap();
+    let mut state = State::from_base(vec![TensorSpec::new("weight", &[3])], vec![0.0; 3]).unwrap();
     let mut expected = [0.0; 3];
     for slot in 0..40 {
         let direction = Direction::new(&RunId([1; 32]), Round(0), Slot(slot));

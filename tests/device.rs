@@ -127,8 +127,8 @@ fn some_state() -> State {
     ];
     let spec = |(len, _): &(usize, f32)| TensorSpec::new(len.to_string(), &[*len]);
     let base: Vec<f32> = tensors.iter().flat_map(|&(len, scale)| vec![scale; len]).collect();
-    let state = State::from_base(tensors.iter().map(spec).collect(), &base).unwrap();
-    let mut values: Vec<i32> = (0..base.len()).map(|_| rng.next_u32() as i32).collect();
+    let state = State::from_base(tensors.iter().map(spec).collect(), base).unwrap();
+    let mut values: Vec<i32> = (0..state.layout().dim()).map(|_| rng.next_u32() as i32).collect();
     // Small ones, too, where the sum is a tie or a cancellation; and the ends of the range.
     values.iter_mut().step_by(3).for_each(|value| *value >>= 20);
     values[513..520].copy_from_slice(&[0, 1, -1, i32::MAX, i32::MIN, 1 << 24, (1 << 24) + 1]);

@@ -111,7 +111,8 @@ fn parameters(dim: usize) {
     let direction = |slot| Direction::new(&run, Round(0), Slot(slot));
     let mut rng = KeyedRng::from_seed("rumormill v1 bench", 0, 0);
     let base: Vec<f32> = (0..dim).map(|_| rng.symmetric(0.1)).collect();
-    let state = State::from_base(vec![TensorSpec::new("weight", &[dim])], &base).expect("finite");
+    let state =
+        State::from_base(vec![TensorSpec::new("weight", &[dim])], base.clone()).expect("finite");
     let payouts = |count: u32| -> Vec<Payout> {
         let amount = |slot: u32| coefficient(1e-3 * f64::from(slot + 1));
         let payout = |slot| Payout { direction: direction(slot), from: 0, to: amount(slot) };
@@ -210,7 +211,7 @@ fn replay() {
     let many = payouts(0, 1024);
     for dim in [1 << 18, 10_000_000] {
         let specs = vec![TensorSpec::new("weight", &[dim])];
-        let state = State::from_base(specs, &vec![0.01; dim]).expect("finite");
+        let state = State::from_base(specs, vec![0.01; dim]).expect("finite");
         let [mut a, mut b, mut c, mut d, mut e] = std::array::from_fn(|_| state.clone());
         let mut signs = vec![[0; 16]; dim.div_ceil(512)];
         let units = |count: usize| (dim * count) as f64;
@@ -242,7 +243,7 @@ fn replay() {
     let specs = [("w1", &[784, 32][..]), ("b1", &[32]), ("w2", &[32, 10]), ("b2", &[10])];
     let specs: Vec<TensorSpec> =
         specs.iter().map(|(name, shape)| TensorSpec::new(*name, shape)).collect();
-    let state = State::from_base(specs, &vec![0.01; 25_450]).expect("finite");
+    let state = State::from_base(specs, vec![0.01; 25_450]).expect("finite");
     // A hundredth of the history; what a direction costs does not depend on its length.
     let history: Vec<Vec<Payout>> = (0..100).map(|round| payouts(round, 256)).collect();
     let together = history.concat();
@@ -325,7 +326,7 @@ fn probes() {
 
 fn probe(title: &str, objective: &dyn Objective, rows: usize) {
     let (run, node) = (RunId([1; 32]), NodeId([2; 32]));
-    let state = State::from_base(objective.tensors(), &objective.base(0)).expect("finite");
+    let state = State::from_base(objective.tensors(), objective.base(0)).expect("finite");
     let dim = state.layout().dim();
     let [mut plus, mut minus, mut ends_plus, mut ends_minus] =
         std::array::from_fn(|_| vec![0.0; dim]);

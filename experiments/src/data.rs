@@ -1,7 +1,7 @@
 //! Data sets from disk.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Result, anyhow};
 use rumormill::data::Dataset;
@@ -14,10 +14,17 @@ use rumormill::data::source::{DataFormat, DataSource, Found};
 pub fn load(data: &str, test: Option<&Path>, format: Option<DataFormat>) -> Result<Dataset> {
     let source =
         DataSource { data: data.into(), test: test.map(Path::to_owned), format, text: None };
-    let look = |path: &Path| match fs::metadata(path)?.is_dir() {
-        true => Ok(Found::Folder),
-        false => fs::read(path).map(Found::File),
-    };
     // The error names file and cause itself.
     source.load(&look).map_err(|error| anyhow!("{error}"))
+}
+
+/// What is at a path of this machine.
+///
+/// # Errors
+/// The system's.
+pub fn look(path: &Path) -> io::Result<Found> {
+    match fs::metadata(path)?.is_dir() {
+        true => Ok(Found::Folder),
+        false => Ok(Found::File(Box::new(fs::File::open(path)?))),
+    }
 }

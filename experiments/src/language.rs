@@ -4,12 +4,12 @@
 //! `θ ← θ − rate · s · direction`. It runs here on the same model, batches and integer state as the network,
 //! with the network's schedule: constant for 70 % of the steps, then linear to zero.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use rumormill::data::source::{DataSource, Found};
+use rumormill::data::source::DataSource;
 use rumormill::data::text::Columns;
 use rumormill::direction::Direction;
 use rumormill::id::{NodeId, Round, RunId, Slot};
@@ -19,6 +19,8 @@ use rumormill::objective::{ModelSpec, Objective, Scratch, Split};
 use rumormill::params::{Payout, State, coefficient};
 use rumormill::sample::minibatch;
 use rumormill::spsa::projected_gradient;
+
+use crate::data::look;
 
 /// Parameters from which on a step is applied by two threads: a millisecond of work.
 const TWO_THREADS_MIN: usize = 1 << 24;
@@ -75,10 +77,6 @@ pub fn run(args: &LanguageArgs) -> Result<bool> {
             args.model
         )
     };
-    let look = |path: &Path| match std::fs::metadata(path)?.is_dir() {
-        true => Ok(Found::Folder),
-        false => std::fs::read(path).map(Found::File),
-    };
     let source = DataSource {
         data: args.data.clone(),
         test: args.test.clone(),
@@ -90,7 +88,7 @@ pub fn run(args: &LanguageArgs) -> Result<bool> {
     let model = LanguageModel::on(args.device, &folder, spec, &dataset)?;
     drop(folder);
     model.notes().iter().for_each(|note| eprintln!("{note}"));
-    let mut state = State::from_base(model.tensors(), &model.base(args.seed))?;
+    let mut state = State::from_base(model.tensors(), model.base(args.seed))?;
     match args.time {
         0 => train(args, &model, &mut state, dataset.train.rows()),
         steps => time(args, &model, &mut state, dataset.train.rows(), steps),

@@ -5,16 +5,17 @@
 //! believed only as far as the chain goes: who uses one derives the chain from the certified history
 //! itself, and takes the model when both agree. So it saves the replay of the model, never a check.
 
-use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use rumormill::height::ChainDigest;
 use rumormill::id::RunId;
-use rumormill::params::{Layout, State};
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
+use rumormill::params::{Layout, State, Tensor};
+use rumormill::tensors::{Announced, Dtype, PIECE_LEN, TensorsError, TensorsFile, header};
 
+use crate::init::write_atomically_with;
 use crate::run::hex;
 
 /// Name of a node's own checkpoint in its data directory.
@@ -87,14 +88,15 @@ pub fn write(path: &Path, stand: &Stand, state: &State) -> Result<()> {
         ("state_hash", hex(&state.hash())),
     ];
     let metadata = entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-    let bytes: Vec<Vec<u8>> = state
-        .layout()
-        .tensors()
-        .iter()
-        .map(|tensor| &state.values()[tensor.offset..tensor.offset + tensor.len])
-        .map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect())
-        .collect();
-    write_tensors(path, state.layout(), Dtype::I32, &bytes, metadata)
+    write_atomically_with(path, |file| {
+        file.write_all(&header(&announced(state.layout(), Dtype::I32), &metadata))?;
+        // The tensors' values follow each other in the state as in the file.
+        for values in state.values().chunks(PIECE_LEN / 4) {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            file.write_all(&bytes)?;
+        }
+        Ok(())
+    })
 }
 
 /// Writes the weights as `F32`, with the names and shapes that the model gives its tensors.
@@ -110,33 +112,21 @@ pub fn export(path: &Path, stand: &Stand, state: &State) -> Result<()> {
         ("rumormill_state_hash", hex(&state.hash())),
     ];
     let metadata = entries.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-    let mut weights = vec![0.0; state.layout().dim()];
-    state.write_view(&mut weights);
-    let bytes: Vec<Vec<u8>> = state
-        .layout()
-        .tensors()
-        .iter()
-        .map(|tensor| &weights[tensor.offset..tensor.offset + tensor.len])
-        .map(|values| values.iter().flat_map(|value| value.to_le_bytes()).collect())
-        .collect();
-    write_tensors(path, state.layout(), Dtype::F32, &bytes, metadata)
+    write_atomically_with(path, |file| {
+        file.write_all(&header(&announced(state.layout(), Dtype::F32), &metadata))?;
+        let mut tensors = 0..state.layout().tensors().len();
+        Ok(tensors
+            .try_for_each(|tensor| state.weight_bytes(tensor, |bytes| file.write_all(bytes)))?)
+    })
 }
 
-fn write_tensors(
-    path: &Path,
-    layout: &Layout,
-    dtype: Dtype,
-    bytes: &[Vec<u8>],
-    metadata: HashMap<String, String>,
-) -> Result<()> {
-    let views = layout.tensors().iter().zip(bytes).map(|(tensor, bytes)| {
-        let view = TensorView::new(dtype, tensor.shape.clone(), bytes)?;
-        Ok((tensor.name.clone(), view))
-    });
-    let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
-    let file = views.and_then(|views| serialize(views, Some(metadata)));
-    let file = file.with_context(|| format!("cannot encode {}", path.display()))?;
-    crate::init::write_atomically(path, &file)
+fn announced(layout: &Layout, dtype: Dtype) -> Vec<Announced> {
+    let announced = |tensor: &Tensor| Announced {
+        name: tensor.name.clone(),
+        dtype,
+        shape: tensor.shape.clone(),
+    };
+    layout.tensors().iter().map(announced).collect()
 }
 
 /// Reads a checkpoint of a run whose base model is `base`.
@@ -145,24 +135,22 @@ fn write_tensors(
 /// The file cannot be read, is no checkpoint, is of another run or model, or is damaged: the message
 /// names the file and both values.
 pub fn read(path: &Path, run: RunId, base: &State) -> Result<Checkpoint> {
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    decode(&bytes, run, base.layout()).with_context(|| path.display().to_string())
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    decode(file, run, base.layout()).with_context(|| path.display().to_string())
 }
 
-/// A checkpoint from a file's bytes.
+/// A checkpoint from an open file, or bytes.
 ///
 /// # Errors
 /// As [`read`], without the file's name.
-pub fn decode(bytes: &[u8], run: RunId, layout: &Layout) -> Result<Checkpoint> {
-    let no_file = "not a whole safetensors file; take another copy of the checkpoint";
-    let (_, header) = SafeTensors::read_metadata(bytes).context(no_file)?;
-    let tensors = SafeTensors::deserialize(bytes).context(no_file)?;
-    let metadata = header.metadata().as_ref();
+pub fn decode(file: impl Read + Seek, run: RunId, layout: &Layout) -> Result<Checkpoint> {
+    let mut file = TensorsFile::open(file).map_err(|error| match error {
+        TensorsError::Read(error) => anyhow::Error::new(error),
+        damaged => anyhow::Error::new(damaged).context("take another copy of the checkpoint"),
+    })?;
     let entry = |key: &str| {
-        let value = metadata.and_then(|of| of.get(key));
-        value
-            .map(String::as_str)
-            .with_context(|| format!("no checkpoint: it does not say its {key}"))
+        let value = file.about(key).map(str::to_owned);
+        value.with_context(|| format!("no checkpoint: it does not say its {key}"))
     };
     let format = entry("format")?;
     ensure!(
@@ -178,25 +166,24 @@ pub fn decode(bytes: &[u8], run: RunId, layout: &Layout) -> Result<Checkpoint> {
     let chain = entry("chain")?.parse().map_err(anyhow::Error::msg).context("its chain")?;
     let (found, ours) = (entry("lsb_log2")?, units(layout));
     ensure!(found == ours, "the units of its tensors are {found}, those of the base model {ours}");
+    let said = entry("state_hash")?;
     let mut values = Vec::with_capacity(layout.dim());
-    for tensor in layout.tensors() {
-        let view = tensors
-            .tensor(&tensor.name)
-            .with_context(|| format!("it has no tensor {}", tensor.name))?;
-        if view.dtype() != Dtype::I32 || view.shape() != tensor.shape {
+    for Tensor { name, shape, .. } in layout.tensors() {
+        let stored = file.tensor(name).with_context(|| format!("it has no tensor {name}"))?;
+        if stored.dtype != Dtype::I32 || stored.shape != *shape {
+            let (dtype, found) = (stored.dtype, stored.shape);
             bail!(
-                "tensor {} is {:?} of shape {:?}, the run's is I32 of shape {:?}",
-                tensor.name,
-                view.dtype(),
-                view.shape(),
-                tensor.shape
+                "tensor {name} is {dtype:?} of shape {found:?}, the run's is I32 of shape {shape:?}"
             );
         }
-        let words = view.data().as_chunks::<4>().0;
-        values.extend(words.iter().map(|&bytes| i32::from_le_bytes(bytes)));
+        file.read(stored.range, |bytes| {
+            let words = bytes.as_chunks::<4>().0;
+            values.extend(words.iter().map(|&bytes| i32::from_le_bytes(bytes)));
+            std::io::Result::Ok(())
+        })?;
     }
     let state = State::from_values(layout.clone(), values)?;
-    let (said, found) = (entry("state_hash")?, hex(&state.hash()));
+    let found = hex(&state.hash());
     ensure!(
         said == found,
         "it says that its state has hash {said}, but it has {found}: the file is damaged; delete it"
@@ -226,10 +213,11 @@ pub fn path_in(directory: &Path) -> PathBuf {
 mod tests {
     use super::*;
     use rumormill::params::TensorSpec;
+    use std::io::Cursor;
 
     fn base() -> State {
         let specs = vec![TensorSpec::new("weight", &[2, 3]), TensorSpec::new("bias", &[2])];
-        State::from_base(specs, &[0.5, -1.0, 0.25, 0.0, 2.0, 1.0, 0.0, 0.0]).unwrap()
+        State::from_base(specs, vec![0.5, -1.0, 0.25, 0.0, 2.0, 1.0, 0.0, 0.0]).unwrap()
     }
 
     fn stand() -> Stand {
@@ -251,15 +239,18 @@ mod tests {
         let path = folder.path().join("c.safetensors");
         write(&path, &stand(), &base()).unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        let whole = decode(&bytes, RunId([7; 32]), base().layout()).unwrap();
+        let whole = decode(Cursor::new(&bytes), RunId([7; 32]), base().layout()).unwrap();
         for at in 0..bytes.len() {
             let mut flipped = bytes.clone();
             flipped[at] ^= 0x10;
             // What does not matter (the order of keys, padding) may change; the model may not.
-            if let Ok(read) = decode(&flipped, RunId([7; 32]), base().layout()) {
+            if let Ok(read) = decode(Cursor::new(&flipped), RunId([7; 32]), base().layout()) {
                 assert_eq!(read.state, whole.state, "byte {at}");
             }
-            assert!(decode(&bytes[..at], RunId([7; 32]), base().layout()).is_err(), "cut at {at}");
+            assert!(
+                decode(Cursor::new(&bytes[..at]), RunId([7; 32]), base().layout()).is_err(),
+                "cut at {at}"
+            );
         }
     }
 
@@ -271,7 +262,7 @@ mod tests {
         let error = |run, base: &State| format!("{:#}", read(&path, run, base).unwrap_err());
         let other = error(RunId([8; 32]), &base());
         assert!(other.contains("0707") && other.contains("0808"), "{other}");
-        let wide = State::from_base(vec![TensorSpec::new("weight", &[3])], &[1.0; 3]).unwrap();
+        let wide = State::from_base(vec![TensorSpec::new("weight", &[3])], vec![1.0; 3]).unwrap();
         assert!(error(RunId([7; 32]), &wide).contains("units"));
         export(&path, &stand(), &base()).unwrap();
         assert!(error(RunId([7; 32]), &base()).contains("format"));

@@ -4,6 +4,8 @@
 //! protocol, and one function that turns each output into its effect.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{Cursor, Seek};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -785,7 +787,7 @@ impl Daemon {
         bytes: &[u8],
     ) -> anyhow::Result<Option<State>> {
         let run = self.protocol.run_id();
-        let checkpoint = crate::checkpoint::decode(bytes, run, &self.layout)?;
+        let checkpoint = crate::checkpoint::decode(Cursor::new(bytes), run, &self.layout)?;
         let chain = self.protocol.chain_after(certified);
         let Some(chain) = chain.filter(|chain| *chain == checkpoint.stand.chain) else {
             return Ok(None);
@@ -885,15 +887,22 @@ impl Daemon {
             heights.and_then(|heights| self.protocol.foundation(Height(settled), heights));
         let Some(foundation) = foundation else { return Ok(()) };
         // The model first: with it the old log is as good as the new one.
-        let model =
-            std::fs::read(&model).with_context(|| format!("cannot read {}", model.display()))?;
-        let checkpoint = crate::checkpoint::decode(&model, self.protocol.run_id(), &self.layout)?;
+        let mut file =
+            File::open(&model).with_context(|| format!("cannot read {}", model.display()))?;
+        let checkpoint = crate::checkpoint::decode(&file, self.protocol.run_id(), &self.layout)?;
         anyhow::ensure!(
             checkpoint.stand.chain == foundation.chain(),
             "the model is of another history"
         );
         drop(checkpoint);
-        crate::init::write_atomically(&directory.join(crate::checkpoint::BASE_NAME), &model)?;
+        file.rewind()?;
+        crate::init::write_atomically_with(
+            &directory.join(crate::checkpoint::BASE_NAME),
+            |base| {
+                std::io::copy(&mut file, base).with_context(|| model.display().to_string())?;
+                Ok(())
+            },
+        )?;
         self.store.compact(settled, Some(Box::new(foundation)))?;
         info!(height = settled, "the history before this height was dropped");
         Ok(())

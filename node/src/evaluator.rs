@@ -402,7 +402,7 @@ mod tests {
         let population = dataset.train.rows();
         let objective: Arc<dyn Objective> =
             Arc::new(rumormill::objective::Network::new(dataset, &[]));
-        let base = State::from_base(objective.tensors(), &objective.base(1)).unwrap();
+        let base = State::from_base(objective.tensors(), objective.base(1)).unwrap();
         let task = Task { objective, rows: None, population, base, threads: 1, keep: false };
         let settings = ProbeSettings { run: RunId([1; 32]), batch: 8, epsilon_log2: -8 };
         Evaluator::start(task, settings)

@@ -1,7 +1,8 @@
 //! `rumormill init`: writes a commented `run.toml`.
 
-use std::io::Write;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use rumormill::data::shard::Shards;
@@ -87,19 +88,76 @@ pub fn run(args: &InitArgs) -> Result<u8> {
 }
 
 /// Writes a whole file or nothing.
-pub(crate) fn write_atomically(path: &std::path::Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+pub(crate) fn write_atomically(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    write_atomically_with(path, |file| Ok(file.write_all(bytes.as_ref())?))
+}
+
+/// Removes what processes that were killed while they wrote into a directory have left there. Nobody else may be writing.
+pub(crate) fn remove_parts(directory: &Path) {
+    let Ok(entries) = std::fs::read_dir(directory) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        let name = entry.file_name();
+        let is_part = name.to_str().is_some_and(|name| {
+            let pid = name.strip_suffix(".part").and_then(|name| name.rsplit_once('.'));
+            pid.is_some_and(|(name, pid)| {
+                name.starts_with('.') && name.len() > 1 && pid.parse::<u32>().is_ok()
+            })
+        });
+        if is_part {
+            // It is in nobody's way.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Writes a whole file or nothing, a piece at a time.
+pub(crate) fn write_atomically_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> Result<()>,
+) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let folder = folder.unwrap_or(std::path::Path::new("."));
+    let folder = folder.unwrap_or(Path::new("."));
     let name = path.file_name().context("the output has no file name")?.to_string_lossy();
     let part = folder.join(format!(".{name}.{}.part", std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = std::fs::File::create(&part)?;
-        file.write_all(bytes.as_ref())?;
-        file.sync_all()?;
-        std::fs::rename(&part, path)
+    let written = || -> Result<()> {
+        let mut file = BufWriter::new(File::create(&part)?);
+        write(&mut file)?;
+        file.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+        Ok(std::fs::rename(&part, path)?)
     };
-    write().map_err(|error| {
+    written().map_err(|error| {
         let _ = std::fs::remove_file(&part);
-        anyhow::anyhow!("cannot write {}: {error}", path.display())
+        error.context(format!("cannot write {}", path.display()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_written_whole_or_not_at_all_and_parts_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        write_atomically(&path, "old").unwrap();
+        let failed = write_atomically_with(&path, |file| {
+            file.write_all(b"half")?;
+            bail!("the disk is full")
+        });
+        let error = format!("{:#}", failed.unwrap_err());
+        assert!(error.contains("model.safetensors: the disk is full"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        let names = || {
+            let entries = std::fs::read_dir(folder.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(names(), ["model.safetensors"]);
+        for name in [".model.safetensors.123.part", ".x.part", "y.7.part"] {
+            std::fs::write(folder.path().join(name), "half").unwrap();
+        }
+        remove_parts(folder.path());
+        assert_eq!(names(), [".x.part", "model.safetensors", "y.7.part"]);
+    }
 }

@@ -131,18 +131,19 @@ pub fn export(weights: Option<&Path>, state: &State, out: &Path) -> Result<()> {
     use anyhow::Context;
     use rumormill::language::{Folder, export, export_config};
 
-    let write = |name: &str, bytes: &[u8]| {
-        let path = out.join(name);
-        std::fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))
-    };
+    use crate::init::{write_atomically, write_atomically_with};
+
     if out.exists() {
         bail!("{} exists; name a new folder for the tuned weights", out.display());
     }
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
     let Some(path) = weights else { bail!("only language models are exported here") };
     let path = &crate::hub::located(path)?;
     let folder = Folder::read(path, &look)?;
-    write("model.safetensors", &export(&folder, state)?)?;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
+    let write = |name: &str, bytes: &[u8]| write_atomically(&out.join(name), bytes);
+    write_atomically_with(&out.join("model.safetensors"), |file| {
+        Ok(export(&folder, state, file)?)
+    })?;
     if path.is_dir() {
         let entries = std::fs::read_dir(path)?;
         for entry in entries.filter_map(Result::ok) {

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::checkpoint::{self, Checkpoint, Stand, path_in};
 use crate::control::{self, Answer, Request};
-use crate::identity::Identity;
+use crate::identity::{DirectoryLock, Identity};
 use crate::resume::{Move, resume};
 use crate::run::{Prepared, RunFile, hex};
 use crate::store;
@@ -189,9 +189,12 @@ pub fn run_checkpoint(args: &CheckpointArgs) -> Result<u8> {
     let (height, round) = match control::ask(&args.data_dir, &Request::Checkpoint) {
         Ok(Answer::Checkpoint { height, round }) => {
             if *target != kept {
-                let bytes = std::fs::read(&kept)
+                let mut file = std::fs::File::open(&kept)
                     .with_context(|| format!("cannot read {}", kept.display()))?;
-                crate::init::write_atomically(target, bytes)?;
+                crate::init::write_atomically_with(target, |target| {
+                    std::io::copy(&mut file, target).with_context(|| kept.display().to_string())?;
+                    Ok(())
+                })?;
             }
             (height, round)
         }
@@ -199,6 +202,8 @@ pub fn run_checkpoint(args: &CheckpointArgs) -> Result<u8> {
         Ok(_) => bail!("the node gave no checkpoint; is it of another version?"),
         // No node runs there.
         Err(_) => {
+            // Nor shall one start meanwhile: it would tidy the directory up.
+            let _lock = DirectoryLock::acquire(&args.data_dir)?;
             let Replayed { stand, state, .. } = Replayed::of(&args.data_dir, false)?;
             checkpoint::write(target, &stand, &state)?;
             (stand.height, stand.round)
@@ -242,12 +247,10 @@ pub fn run_export(args: &ExportArgs) -> Result<u8> {
 /// Runs `rumormill eval`.
 pub fn run_eval(args: &EvalArgs) -> Result<u8> {
     let (file, prepared, stand, state) = model(&args.source)?;
-    let mut params = vec![0.0; state.layout().dim()];
-    state.write_view(&mut params);
     let mut scratch = Scratch::default();
     let (name, evaluation) = match &args.data {
         None => {
-            let held_out = prepared.task.objective.evaluate(&params, Split::Test, &mut scratch);
+            let held_out = prepared.task.objective.quality(&state, Split::Test, &mut scratch);
             (format!("held-out rows of {}", file.run.data), held_out)
         }
         Some(data) => {
@@ -263,7 +266,7 @@ pub fn run_eval(args: &EvalArgs) -> Result<u8> {
                 );
             }
             let (objective, _) = file.model(&dataset.into())?;
-            (data.clone(), objective.evaluate(&params, Split::Test, &mut scratch))
+            (data.clone(), objective.quality(&state, Split::Test, &mut scratch))
         }
     };
     let Evaluation { loss, accuracy, count } = evaluation;

@@ -24,7 +24,7 @@ use crate::cli::Unreachable;
 use crate::daemon::{Checkpoints, Daemon, Ending, Handle, Neighbors, Outcome, Setup};
 use crate::fault::{Crowds, Lab};
 use crate::identity::{DirectoryLock, FILE_NAME, Identity, node_of, peer_of};
-use crate::init::write_atomically;
+use crate::init::{remove_parts, write_atomically};
 use crate::net::{Network, NetworkConfig, NetworkEvent};
 use crate::report::NodeLine;
 use crate::resume::Logged;
@@ -206,6 +206,7 @@ async fn start(args: &NodeArgs) -> Result<u8> {
         None => default_directory(&file.run)?,
     };
     let _lock = DirectoryLock::acquire(&directory)?;
+    remove_parts(&directory);
     // A key that is older than its log may have signed more than the log says.
     let known = Identity::exists(&directory);
     let identity = Identity::load_or_create(&directory)?;
@@ -593,7 +594,7 @@ fn keep_run_file(directory: &Path, file: &RunFile) -> Result<()> {
 fn write_addresses(directory: &Path, addresses: &[Multiaddr]) {
     let text: String = addresses.iter().map(|address| format!("{address}\n")).collect();
     if let Err(error) = write_atomically(&directory.join("addresses"), &text) {
-        tracing::warn!(%error, "cannot write down the addresses");
+        tracing::warn!("the addresses are not written down: {error:#}");
     }
 }
 

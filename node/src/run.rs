@@ -1,5 +1,6 @@
 //! A run as people describe it: on the command line, and in `run.toml`.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -215,7 +216,7 @@ impl RunArgs {
 pub(crate) fn look(path: &Path) -> std::io::Result<Found> {
     match std::fs::metadata(path)?.is_dir() {
         true => Ok(Found::Folder),
-        false => std::fs::read(path).map(Found::File),
+        false => Ok(Found::File(Box::new(File::open(path)?))),
     }
 }
 
@@ -245,7 +246,7 @@ fn model(
         }
         _ => Arc::from(build(spec, Arc::clone(dataset))?),
     };
-    let base = State::from_base(objective.tensors(), &objective.base(seed))
+    let base = State::from_base(objective.tensors(), objective.base(seed))
         .context("the base model cannot be represented")?;
     Ok((objective, base))
 }

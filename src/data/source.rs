@@ -2,7 +2,7 @@
 //!
 //! Reading is input and output: the caller hands in a function that looks at a path.
 
-use std::io::{self, Read};
+use std::io::{self, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -53,13 +53,34 @@ impl FromStr for DataFormat {
     }
 }
 
+/// A file that is open for reading.
+pub trait OpenFile: Read + Seek + Send {}
+
+impl<T: Read + Seek + Send> OpenFile for T {}
+
 /// What is at a path.
-#[derive(Clone, Debug)]
 pub enum Found {
     /// A folder.
     Folder,
-    /// A file's bytes.
-    File(Vec<u8>),
+    /// A file, read as far as it is needed: weights may be most of what fits into memory.
+    File(Box<dyn OpenFile>),
+}
+
+impl Found {
+    /// A file of these bytes.
+    pub fn bytes(bytes: Vec<u8>) -> Found {
+        Found::File(Box::new(Cursor::new(bytes)))
+    }
+}
+
+/// All bytes of a file, or one more than any may have.
+///
+/// # Errors
+/// The system's.
+pub fn read_all(file: Box<dyn OpenFile>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Looks at a path, as `std::fs` would.
@@ -160,7 +181,8 @@ impl DataSource {
         }
         let path = Path::new(&self.data);
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let found = look(path).map_err(|source| DataError::Read { path: path.into(), source })?;
+        let failed = |source| DataError::Read { path: path.into(), source };
+        let found = look(path).map_err(failed)?;
         let (train, test) = match found {
             Found::Folder if self.text.is_some() => {
                 let problem = "is a folder; a language model's data are a file".into();
@@ -171,8 +193,8 @@ impl DataSource {
                 let train = idx_pair(path, "train", look)?;
                 (train, Some(idx_pair(path, "t10k", look)?))
             }
-            Found::File(bytes) => {
-                let train = self.parse_table(path, bytes)?;
+            Found::File(file) => {
+                let train = self.parse_table(path, read_all(file).map_err(failed)?)?;
                 let test = match &self.test {
                     Some(test) => Some(self.parse_table(test, read(test, look)?)?),
                     None => None,
@@ -244,7 +266,9 @@ fn find(folder: &Path, stem: &str, look: Look<'_>) -> Result<(PathBuf, Vec<u8>),
     for name in [stem.to_owned(), format!("{stem}.gz"), dotted.clone(), format!("{dotted}.gz")] {
         let path = folder.join(name);
         match look(&path) {
-            Ok(Found::File(bytes)) => {
+            Ok(Found::File(file)) => {
+                let bytes = read_all(file)
+                    .map_err(|source| DataError::Read { path: path.clone(), source })?;
                 let bytes = unpack(&path, bytes)?;
                 return Ok((path, bytes));
             }
@@ -270,7 +294,7 @@ fn format_of(path: &Path) -> Option<DataFormat> {
 fn read(path: &Path, look: Look<'_>) -> Result<Vec<u8>, DataError> {
     let failed = |source| DataError::Read { path: path.into(), source };
     match look(path).map_err(failed)? {
-        Found::File(bytes) => Ok(bytes),
+        Found::File(file) => read_all(file).map_err(failed),
         Found::Folder => Err(failed(io::ErrorKind::IsADirectory.into())),
     }
 }
@@ -303,7 +327,7 @@ mod tests {
             files.iter().map(|(name, bytes)| (Path::new(*name), *bytes)).collect();
         let source = DataSource { data: data.into(), test: None, format: None, text: None };
         source.load(&|path| match files.get(path) {
-            Some(bytes) => Ok(Found::File(bytes.to_vec())),
+            Some(bytes) => Ok(Found::bytes(bytes.to_vec())),
             None if files.keys().any(|file| file.starts_with(path)) => Ok(Found::Folder),
             None => Err(io::ErrorKind::NotFound.into()),
         })

@@ -178,6 +178,7 @@ mod tests {
     use candle_core::{DType, Device};
 
     use super::super::op;
+    use super::super::view::Source;
     use super::*;
     use crate::id::{Round, RunId, Slot};
     use crate::params::{TensorSpec, coefficient};
@@ -208,7 +209,7 @@ mod tests {
             sizes.iter().enumerate().map(|(at, &len)| TensorSpec::new(at.to_string(), &[len]));
         let all = sizes.iter().zip(scales);
         let base: Vec<f32> = all.flat_map(|(&len, scale)| vec![scale; len]).collect();
-        let state = State::from_base(specs.collect(), &base).unwrap();
+        let state = State::from_base(specs.collect(), base).unwrap();
         let values = (0..state.layout().dim()).map(|_| rng.next_u32() as i32).collect();
         State::from_values(state.layout().clone(), values).unwrap()
     }
@@ -217,11 +218,12 @@ mod tests {
     fn written(copy: &StateCopy, state: &State, index: usize, end: Option<End<'_>>) -> Vec<u32> {
         let len = state.layout().tensors()[index].len;
         let device = Device::Cuda(copy.device.clone());
-        let tensor = candle_core::Tensor::zeros(len, DType::F32, &device).unwrap();
+        let tensor = candle_core::Tensor::zeros((1, len), DType::F32, &device).unwrap();
+        let source = Source::One(state, end);
         tensor
-            .inplace_op1(&op::Write { state, tensor: index, end, rows: None, copy: Some(copy) })
+            .inplace_op1(&op::Write { source: &source, tensor: index, copy: Some(copy) })
             .unwrap();
-        bits(&tensor.to_vec1().unwrap())
+        bits(&tensor.get(0).unwrap().to_vec1().unwrap())
     }
 
     fn bits(values: &[f32]) -> Vec<u32> {

@@ -3,16 +3,17 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::config::{Config, Kind, Stretch};
-use super::model::{Batch, Linear, Weights, linear_shapes};
+use super::model::{Batch, Linear, Table, Weights, linear_shapes};
 use super::pass::{self, Angles};
+use super::view::Lane;
 
 /// A Llama-like decoder over a set of weights.
 pub(super) struct Decoder {
-    words: Tensor,
+    words: Table,
     layers: Vec<Layer>,
     norm: Tensor,
-    /// The rows of the output matrix.
-    pub(super) output: Tensor,
+    /// The rows of the output matrix; whole where every token is predicted.
+    pub(super) output: Table,
     epsilon: f32,
     head: usize,
     causal: Option<usize>,
@@ -120,11 +121,11 @@ impl Decoder {
                 down: linear("mlp.down_proj"),
             }
         };
-        let words = weights.get("embed_tokens.weight");
+        let output = if tied { "embed_tokens.weight" } else { "lm_head.weight" };
         let angles = angles(config, theta, stretch, positions);
         Ok(Decoder {
-            output: if tied { words.clone() } else { weights.get("lm_head.weight") },
-            words,
+            output: weights.output(output),
+            words: weights.table("embed_tokens.weight"),
             layers: (0..config.layers).map(layer).collect(),
             norm: weights.get("norm.weight"),
             epsilon: config.epsilon,
@@ -134,8 +135,8 @@ impl Decoder {
         })
     }
 
-    pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        self.words.index_select(&batch.ids, 0)
+    pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
+        self.words.read(&batch.ids, lane, batch.places.device())
     }
 
     pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {

@@ -6,13 +6,16 @@ use candle_core::{Result, Tensor};
 
 use super::config::{Config, Kind};
 use super::kernel::Activation;
-use super::model::{Batch, Linear, Weights, linear_shapes};
+use super::model::{Batch, Linear, Table, Weights, linear_shapes};
 use super::pass;
+use super::view::Lane;
 
 /// A BERT-like encoder over a set of weights.
 pub(super) struct Encoder {
-    words: Tensor,
-    positions: Tensor,
+    words: Table,
+    positions: Table,
+    /// The row of the table of positions that the first token gets.
+    first_position: u32,
     types: Option<Tensor>,
     norm: Norm,
     layers: Vec<Layer>,
@@ -127,7 +130,7 @@ pub(super) fn adapted(config: &Config) -> Vec<String> {
 
 impl Encoder {
     pub(super) fn new(config: &Config, weights: &Weights<'_>) -> Encoder {
-        let Kind::Encoder { activation, types, distil, .. } = config.kind else {
+        let Kind::Encoder { activation, types, distil, first_position, .. } = config.kind else {
             unreachable!("an encoder's configuration")
         };
         let names = names(distil);
@@ -150,17 +153,20 @@ impl Encoder {
             }
         };
         Encoder {
-            words: weights.get("embeddings.word_embeddings.weight"),
-            positions: weights.get("embeddings.position_embeddings.weight"),
+            words: weights.table("embeddings.word_embeddings.weight"),
+            positions: weights.table("embeddings.position_embeddings.weight"),
+            first_position: first_position as u32,
             types: (types > 0).then(|| weights.get("embeddings.token_type_embeddings.weight")),
             norm: Norm::new(weights, "embeddings.LayerNorm", config.epsilon),
             layers: (0..config.layers).map(layer).collect(),
         }
     }
 
-    pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
-        let x = self.words.index_select(&batch.ids, 0)?;
-        let x = pass::add(x, &self.positions.index_select(&batch.rows, 0)?)?;
+    pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
+        let device = batch.places.device();
+        let rows: Vec<u32> = batch.positions.iter().map(|at| at + self.first_position).collect();
+        let x = self.words.read(&batch.ids, lane, device)?;
+        let x = pass::add(x, &self.positions.read(&rows, lane, device)?)?;
         let x = match &self.types {
             Some(types) => pass::add_bias(x, &types.get(0)?)?,
             None => x,

@@ -1,17 +1,17 @@
 //! A model folder: configuration, weights, tokenizer. Reading is the caller's, as with data sets.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use thiserror::Error;
 
 use super::config::{Config, Kind, Stretch};
 use super::tokenizer::Tokenizer;
-use crate::data::source::{Found, Look};
+use crate::data::source::{Found, Look, OpenFile, read_all};
+use crate::tensors::{Dtype, Stored, TensorsFile, read_range};
 
 /// Why a folder holds no model.
 #[derive(Debug, Error)]
@@ -101,16 +101,21 @@ pub struct Folder {
     pub hash: [u8; 32],
     /// What stands in front of the tensors' names.
     pub prefix: String,
-    files: Vec<Vec<u8>>,
-    tensors: BTreeMap<String, Stored>,
+    files: Vec<Weights>,
+    tensors: BTreeMap<String, Place>,
+}
+
+/// A file of weights.
+struct Weights {
+    path: PathBuf,
+    /// Reading moves its place; nothing is held beyond a call.
+    file: RefCell<Box<dyn OpenFile>>,
 }
 
 /// Where a tensor's numbers are.
-struct Stored {
-    shape: Vec<usize>,
-    dtype: Dtype,
+struct Place {
     file: usize,
-    range: std::ops::Range<usize>,
+    stored: Stored,
 }
 
 const HOLDS: &str = "a model folder holds config.json, model.safetensors (or its shards with \
@@ -127,7 +132,12 @@ impl Folder {
     pub fn read(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
         let found = look(path).map_err(|source| FolderError::Read { path: path.into(), source })?;
         let folder = match found {
-            Found::File(bytes) => llama2c(path, bytes, look)?,
+            Found::File(mut file) => {
+                let mut bytes = Vec::new();
+                file.read_to_end(&mut bytes)
+                    .map_err(|source| FolderError::Read { path: path.into(), source })?;
+                llama2c(path, bytes, look)?
+            }
             Found::Folder => safetensors(path, look)?,
         };
         let (largest, vocabulary) = (folder.tokenizer.size(), folder.config.vocabulary);
@@ -152,69 +162,112 @@ impl Folder {
         [plain, name.to_owned(), old].into_iter().find(|name| self.tensors.contains_key(name))
     }
 
-    /// A tensor's values, after a check of its shape.
+    /// What reads a tensor's numbers.
     ///
     /// # Errors
     /// It is not there, or of another shape or kind.
-    pub fn values(&self, stored: &str, shape: &[usize]) -> Result<Vec<f32>, FolderError> {
+    fn reader_of(&self, stored: &str, shape: &[usize]) -> Result<Reader, FolderError> {
         let (folder, tensor) = (self.path.clone(), stored.to_owned());
-        let Some(entry) = self.tensors.get(stored) else {
+        let Some(Place { stored: Stored { dtype, shape: found, .. }, .. }) =
+            self.tensors.get(stored)
+        else {
             let model_type = self.config.model_type.clone();
             return Err(FolderError::Tensor { folder, tensor, model_type });
         };
-        if entry.shape != shape {
-            let (found, expected) = (entry.shape.clone(), shape.to_vec());
+        if found != shape {
+            let (found, expected) = (found.clone(), shape.to_vec());
             return Err(FolderError::Shape { folder, tensor, found, expected });
         }
-        let bytes = &self.files[entry.file][entry.range.clone()];
-        numbers(bytes, entry.dtype).ok_or_else(|| FolderError::Numbers {
-            folder,
-            tensor,
-            dtype: format!("{:?}", entry.dtype),
+        let unread = || FolderError::Numbers { folder, tensor, dtype: format!("{dtype:?}") };
+        reader(*dtype).ok_or_else(unread)
+    }
+
+    /// Checks that a tensor can be read: before memory is asked for by what the configuration says.
+    ///
+    /// # Errors
+    /// It is not there, or of another shape or kind.
+    pub(super) fn check(&self, stored: &str, shape: &[usize]) -> Result<(), FolderError> {
+        self.reader_of(stored, shape).map(|_| ())
+    }
+
+    /// Appends a tensor's values, after a check of its shape.
+    ///
+    /// # Errors
+    /// It is not there, or of another shape or kind, or cannot be read.
+    pub fn values(
+        &self,
+        stored: &str,
+        shape: &[usize],
+        out: &mut Vec<f32>,
+    ) -> Result<(), FolderError> {
+        let read = self.reader_of(stored, shape)?;
+        self.bytes_of(stored, |bytes| {
+            read(bytes, out);
+            Ok(())
         })
     }
 
-    /// All tensors as one safetensors file, with some of them replaced.
+    /// The kind and shape of all tensors, by their names.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = (&str, Dtype, &[usize])> {
+        self.tensors
+            .iter()
+            .map(|(name, Place { stored, .. })| (&**name, stored.dtype, &*stored.shape))
+    }
+
+    /// Gives a tensor's bytes, some at a time.
     ///
     /// # Errors
-    /// The library's, which has none for tensors that were read before.
-    pub fn with_replaced(
+    /// It is not there or cannot be read; or the receiver's.
+    pub(super) fn bytes_of<E: From<FolderError>>(
         &self,
-        replaced: &BTreeMap<String, (Vec<usize>, Vec<u8>)>,
-    ) -> Result<Vec<u8>, FolderError> {
-        let fail = |error: safetensors::SafeTensorError| FolderError::File {
-            path: self.path.clone(),
-            problem: error.to_string(),
+        name: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        /// Whose fault it is.
+        enum Failure<E> {
+            Read(io::Error),
+            Take(E),
+        }
+        impl<E> From<io::Error> for Failure<E> {
+            fn from(error: io::Error) -> Failure<E> {
+                Failure::Read(error)
+            }
+        }
+        let Some(Place { file, stored }) = self.tensors.get(name) else {
+            let (folder, model_type) = (self.path.clone(), self.config.model_type.clone());
+            return Err(FolderError::Tensor { folder, tensor: name.into(), model_type }.into());
         };
-        let mut views = BTreeMap::new();
-        for (name, entry) in &self.tensors {
-            let bytes = &self.files[entry.file][entry.range.clone()];
-            let view = TensorView::new(entry.dtype, entry.shape.clone(), bytes).map_err(fail)?;
-            views.insert(name.clone(), view);
-        }
-        for (name, (shape, bytes)) in replaced {
-            let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(fail)?;
-            views.insert(name.clone(), view);
-        }
-        // Python's libraries want to know where the file comes from.
-        let about = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
-        safetensors::serialize(views, Some(about)).map_err(fail)
+        let Weights { path, file } = &self.files[*file];
+        let taken = read_range(&mut *file.borrow_mut(), stored.range.clone(), |bytes| {
+            take(bytes).map_err(Failure::Take)
+        });
+        taken.map_err(|failure| match failure {
+            Failure::Read(source) => FolderError::Read { path: path.clone(), source }.into(),
+            Failure::Take(error) => error,
+        })
     }
 }
 
-fn numbers(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    let halves = |widen: fn(u16) -> f32| {
-        bytes.as_chunks::<2>().0.iter().map(|b| widen(u16::from_le_bytes(*b))).collect()
-    };
+/// Appends the numbers in some bytes.
+type Reader = fn(&[u8], &mut Vec<f32>);
+
+/// What reads numbers of a kind, if it is supported.
+fn reader(dtype: Dtype) -> Option<Reader> {
     match dtype {
-        Dtype::F32 => {
-            Some(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-        }
-        Dtype::F64 => {
-            Some(bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect())
-        }
-        Dtype::BF16 => Some(halves(|bits| f32::from_bits(u32::from(bits) << 16))),
-        Dtype::F16 => Some(halves(half)),
+        Dtype::F32 => Some(|bytes, out| {
+            out.extend(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)));
+        }),
+        Dtype::F64 => Some(|bytes, out| {
+            out.extend(bytes.as_chunks().0.iter().map(|bytes| f64::from_le_bytes(*bytes) as f32));
+        }),
+        Dtype::BF16 => Some(|bytes, out| {
+            let widen =
+                |bytes: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+            out.extend(bytes.as_chunks().0.iter().map(widen));
+        }),
+        Dtype::F16 => Some(|bytes, out| {
+            out.extend(bytes.as_chunks().0.iter().map(|bytes| half(u16::from_le_bytes(*bytes))));
+        }),
         _ => None,
     }
 }
@@ -232,13 +285,23 @@ fn half(bits: u16) -> f32 {
 }
 
 /// A file of the folder, `None` if it is not there.
-fn file(path: &Path, look: Look<'_>) -> Result<Option<Vec<u8>>, FolderError> {
+fn open(path: &Path, look: Look<'_>) -> Result<Option<Box<dyn OpenFile>>, FolderError> {
     match look(path) {
-        Ok(Found::File(bytes)) => Ok(Some(bytes)),
+        Ok(Found::File(file)) => Ok(Some(file)),
         Ok(Found::Folder) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(FolderError::Read { path: path.into(), source }),
     }
+}
+
+/// Its bytes.
+fn file(path: &Path, look: Look<'_>) -> Result<Option<Vec<u8>>, FolderError> {
+    let bytes = open(path, look)?.map(read_all).transpose();
+    bytes.map_err(|source| FolderError::Read { path: path.into(), source })
+}
+
+fn absent(folder: &Path, name: &str, remedy: &'static str) -> FolderError {
+    FolderError::Missing { folder: folder.into(), file: name.into(), remedy }
 }
 
 fn required(
@@ -247,11 +310,7 @@ fn required(
     remedy: &'static str,
     look: Look<'_>,
 ) -> Result<Vec<u8>, FolderError> {
-    file(&folder.join(name), look)?.ok_or_else(|| FolderError::Missing {
-        folder: folder.into(),
-        file: name.into(),
-        remedy,
-    })
+    file(&folder.join(name), look)?.ok_or_else(|| absent(folder, name, remedy))
 }
 
 fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
@@ -259,9 +318,21 @@ fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
     let fail = |file: &str, problem: String| FolderError::File { path: path.join(file), problem };
     let config = Config::parse(&config_bytes).map_err(|problem| fail("config.json", problem))?;
     let whole = "model.safetensors";
-    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
-    match file(&path.join(whole), look)? {
-        Some(bytes) => files.push((whole.into(), bytes)),
+    let mut files = Vec::new();
+    let mut tensors = BTreeMap::new();
+    let mut add = |name: &str, file: Box<dyn OpenFile>| {
+        let weights = TensorsFile::open(file).map_err(|error| fail(name, error.to_string()))?;
+        for tensor in weights.names() {
+            if let Some(stored) = weights.tensor(&tensor) {
+                tensors.insert(tensor, Place { file: files.len(), stored });
+            }
+        }
+        let file = RefCell::new(weights.into_inner());
+        files.push(Weights { path: path.join(name), file });
+        Ok(())
+    };
+    match open(&path.join(whole), look)? {
+        Some(file) => add(whole, file)?,
         None => {
             let index_name = "model.safetensors.index.json";
             let Some(index) = file(&path.join(index_name), look)? else {
@@ -269,8 +340,7 @@ fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
                     Some(_) => "save the model with safe_serialization=True; pickles are not read",
                     None => HOLDS,
                 };
-                let file = whole.into();
-                return Err(FolderError::Missing { folder: path.into(), file, remedy });
+                return Err(absent(path, whole, remedy));
             };
             let index: Value = serde_json::from_slice(&index)
                 .map_err(|error| fail(index_name, error.to_string()))?;
@@ -284,22 +354,9 @@ fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
                     return Err(fail(index_name, format!("{name:?} is not in the folder")));
                 }
                 let remedy = "its index names this shard; fetch it again";
-                files.push((name.into(), required(path, name, remedy, look)?));
+                let shard = open(&path.join(name), look)?;
+                add(name, shard.ok_or_else(|| absent(path, name, remedy))?)?;
             }
-        }
-    }
-    let mut tensors = BTreeMap::new();
-    for (at, (name, bytes)) in files.iter().enumerate() {
-        let (header, metadata) =
-            SafeTensors::read_metadata(bytes).map_err(|error| fail(name, error.to_string()))?;
-        let begin = 8 + header;
-        for (tensor, info) in metadata.tensors() {
-            let range = begin + info.data_offsets.0..begin + info.data_offsets.1;
-            if range.end > bytes.len() {
-                return Err(fail(name, format!("is cut off in tensor {tensor:?}")));
-            }
-            let stored = Stored { shape: info.shape.clone(), dtype: info.dtype, file: at, range };
-            tensors.insert(tensor, stored);
         }
     }
     let first = match config.is_decoder() {
@@ -320,7 +377,7 @@ fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
         config,
         tokenizer,
         prefix: (*prefix).into(),
-        files: files.into_iter().map(|(_, bytes)| bytes).collect(),
+        files,
         tensors,
     })
 }
@@ -334,9 +391,9 @@ fn hash(config: &[u8], tokenizer: &[u8]) -> [u8; 32] {
 /// The header of llama2.c: seven numbers.
 const HEADER: usize = 28;
 
-fn llama2c(path: &Path, bytes: Vec<u8>, look: Look<'_>) -> Result<Folder, FolderError> {
+fn llama2c(path: &Path, mut bytes: Vec<u8>, look: Look<'_>) -> Result<Folder, FolderError> {
     let fail = |problem: String| FolderError::File { path: path.into(), problem };
-    let Some(header) = bytes.get(..HEADER) else {
+    let Some(&header) = bytes.first_chunk::<HEADER>() else {
         return Err(fail(
             "is no llama2.c model: shorter than its header; name a model folder".into(),
         ));
@@ -386,23 +443,20 @@ fn llama2c(path: &Path, bytes: Vec<u8>, look: Look<'_>) -> Result<Folder, Folder
         ("mlp.down_proj", vec![dim, inner]),
         ("mlp.up_proj", vec![inner, dim]),
     ];
-    let mut stored: Vec<u8> = Vec::new();
     let mut tensors = BTreeMap::new();
     let mut at = HEADER;
     let mut take = |name: String, shape: &[usize], turned: bool| -> Result<(), FolderError> {
-        let len = 4 * shape.iter().product::<usize>();
-        let Some(values) = bytes.get(at..at + len) else {
+        let end = at + 4 * shape.iter().product::<usize>();
+        let Some(values) = bytes.get_mut(at..end) else {
             return Err(fail(format!("is cut off in {name}, at byte {}", bytes.len())));
         };
-        at += len;
-        let begin = stored.len();
-        match turned {
-            true => halves_of_heads(values, shape, head, &mut stored),
-            false => stored.extend_from_slice(values),
+        if turned {
+            halves_of_heads(values, shape, head);
         }
-        let range = begin..stored.len();
-        let entry = Stored { shape: shape.to_vec(), dtype: Dtype::F32, file: 0, range };
-        tensors.insert(name, entry);
+        let range = at as u64..end as u64;
+        let stored = Stored { dtype: Dtype::F32, shape: shape.to_vec(), range };
+        tensors.insert(name, Place { file: 0, stored });
+        at = end;
         Ok(())
     };
     take("model.embed_tokens.weight".into(), &[rows, dim], false)?;
@@ -424,34 +478,31 @@ fn llama2c(path: &Path, bytes: Vec<u8>, look: Look<'_>) -> Result<Folder, Folder
     for name in ["tokenizer.bin".into(), format!("tok{rows}.bin")] {
         tokenizer_bytes = tokenizer_bytes.or(file(&folder.join(name), look)?);
     }
-    let tokenizer_bytes = tokenizer_bytes.ok_or_else(|| FolderError::Missing {
-        folder: folder.into(),
-        file: format!("tokenizer.bin or tok{rows}.bin"),
-        remedy: "put the tokenizer of llama2.c beside its model",
+    let tokenizer_bytes = tokenizer_bytes.ok_or_else(|| {
+        let name = format!("tokenizer.bin or tok{rows}.bin");
+        absent(folder, &name, "put the tokenizer of llama2.c beside its model")
     })?;
     let tokenizer = Tokenizer::from_scored(&tokenizer_bytes, rows)
         .map_err(|problem| FolderError::File { path: folder.join("tokenizer.bin"), problem })?;
+    let file: RefCell<Box<dyn OpenFile>> = RefCell::new(Box::new(io::Cursor::new(bytes)));
     Ok(Folder {
         path: path.into(),
-        hash: hash(header, &tokenizer_bytes),
+        hash: hash(&header, &tokenizer_bytes),
         config,
         tokenizer,
         prefix: "model.".into(),
-        files: vec![stored],
+        files: vec![Weights { path: path.into(), file }],
         tensors,
     })
 }
 
-/// Rows of queries or keys in the order of Llama's published checkpoints: llama2.c turns pairs of
+/// Puts rows of queries or keys in the order of Llama's published checkpoints: llama2.c turns pairs of
 /// neighbors, these pairs half a head apart.
-fn halves_of_heads(values: &[u8], shape: &[usize], head: usize, out: &mut Vec<u8>) {
+fn halves_of_heads(values: &mut [u8], shape: &[usize], head: usize) {
     let row = 4 * shape[1];
-    for head in values.chunks_exact(row * head) {
-        for parity in 0..2 {
-            head.chunks_exact(row)
-                .skip(parity)
-                .step_by(2)
-                .for_each(|row| out.extend_from_slice(row));
-        }
+    for head in values.chunks_exact_mut(row * head) {
+        let neighbors = head.to_vec();
+        let halves = (0..2).flat_map(|parity| neighbors.chunks_exact(row).skip(parity).step_by(2));
+        head.chunks_exact_mut(row).zip(halves).for_each(|(to, from)| to.copy_from_slice(from));
     }
 }

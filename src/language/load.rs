@@ -59,6 +59,8 @@ pub(super) struct Core {
     pub(super) tensors: Vec<TensorSpec>,
     /// The same by the architecture's names.
     pub(super) trained: Vec<String>,
+    /// Where each begins among the flat parameters.
+    pub(super) offsets: Vec<usize>,
     /// The others.
     pub(super) fixed: BTreeMap<String, Tensor>,
     /// The trained tensors' values as read, until they are taken.
@@ -103,30 +105,42 @@ impl Core {
         };
         let mut tensors = Vec::new();
         let mut trained = Vec::new();
+        let mut offsets = Vec::new();
         let mut fixed = BTreeMap::new();
-        let mut base = Vec::new();
+        for entry in entries.iter().filter(|entry| !entry.fresh) {
+            folder.check(&entry.stored, &entry.shape)?;
+        }
+        let len = |entry: &Entry| entry.shape.iter().product::<usize>();
+        let mut base = Vec::with_capacity(entries.iter().filter(|e| is_trained(e)).map(len).sum());
         let mut adapters = Vec::new();
         let mut hasher = blake3::Hasher::new_derive_key("rumormill v1 fixed weights");
         hasher.update(&folder.hash);
         for entry in entries {
-            let values = match entry.fresh {
-                true => vec![0.0; entry.shape.iter().product()],
-                false => folder.values(&entry.stored, &entry.shape)?,
+            let len = len(&entry);
+            let values = |out: &mut Vec<f32>| match entry.fresh {
+                true => {
+                    out.resize(out.len() + len, 0.0);
+                    Ok(())
+                }
+                false => folder.values(&entry.stored, &entry.shape, out),
             };
             if is_trained(&entry) {
                 if entry.name.ends_with(".lora_A.weight") {
-                    adapters.push((base.len(), values.len(), entry.shape[1]));
+                    adapters.push((base.len(), len, entry.shape[1]));
                 }
-                base.extend_from_slice(&values);
+                offsets.push(base.len());
+                values(&mut base)?;
                 tensors.push(TensorSpec::new(entry.stored, &entry.shape));
                 trained.push(entry.name);
             } else {
                 hasher.update(&(entry.name.len() as u64).to_le_bytes());
                 hasher.update(entry.name.as_bytes());
-                values.iter().for_each(|value| {
+                let mut own = Vec::with_capacity(len);
+                values(&mut own)?;
+                own.iter().for_each(|value| {
                     hasher.update(&value.to_le_bytes());
                 });
-                fixed.insert(entry.name, Tensor::from_vec(values, entry.shape, &device)?);
+                fixed.insert(entry.name, Tensor::from_vec(own, entry.shape, &device)?);
             }
         }
         if tensors.is_empty() {
@@ -149,6 +163,7 @@ impl Core {
             config,
             tensors,
             trained,
+            offsets,
             fixed,
             base: Mutex::new(base),
             adapters,

@@ -5,17 +5,17 @@
 //! are the parameters of the [`State`]. Everything else stays as it was read and is shared by all nodes of
 //! a process.
 //!
-//! **One set of weights.** A probe writes one end over the trained tensors, runs a forward pass, writes
-//! the other end over them and runs another, on the same batch. So a node holds the state (4 bytes a
-//! parameter), one view (4 bytes) and the activations of one forward pass. Of tables of words and
-//! positions a probe writes the rows of its batch only: whoever reads weights has them written first.
+//! **The weights of a layer.** A probe takes both its ends through the layers side by side, on the same batch:
+//! it writes a layer's weights at both ends over those of the layer before, and runs it ([`view`]). So a node holds
+//! the state (4 bytes a parameter), two layers and the activations of some passes, and not a second model. Of
+//! tables of words and positions it writes the rows of its batch, when they are read; a decoder that predicts every
+//! token has its output matrix whole, at both ends.
 //!
-//! **A pass a thread.** The texts of a forward pass are shared out to the threads of the caller's pool, and
-//! each runs all layers over its own. Sequences are packed, not padded; matrix products are candle's, the
-//! rest is in [`kernel`].
+//! **A pass a thread.** The ends, and the texts of each, are shared out to the threads of the caller's pool.
+//! Sequences are packed, not padded; matrix products are candle's, the rest is in [`kernel`].
 //!
-//! **Devices.** With the feature `cuda` all this can be on an NVIDIA card ([`device`]): the ends of probes are
-//! made there from keys, to the same bits, and the passes between products are candle's own.
+//! **Devices.** With the feature `cuda` all this can be on an NVIDIA card ([`device`]), which holds all weights of
+//! one end: they are made there from keys, to the same bits, and the passes between products are candle's own.
 //!
 //! **What does not change is computed once.** If the lowest layers are not trained, their output for a
 //! training row is the same in every probe and is kept.
@@ -58,15 +58,17 @@ mod pass;
 mod tests;
 #[cfg(feature = "language")]
 mod tokenizer;
+#[cfg(feature = "language")]
+mod view;
 
 #[cfg(feature = "language")]
 pub use self::{
     config::Config,
     config::SUPPORTED,
-    export::{export, export_config},
+    export::{ExportError, export, export_config},
     folder::{Folder, FolderError},
     load::LanguageError,
     objective::LanguageModel,
-    objective::Slot,
     tokenizer::Tokenizer,
+    view::Slot,
 };

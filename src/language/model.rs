@@ -9,6 +9,7 @@ use super::decoder::{self, Decoder};
 use super::encoder::{self, Encoder};
 use super::kernel::Activation;
 use super::pass::{self, Groups};
+use super::view::Lane;
 
 /// How much an adapter's product counts.
 pub(super) const ADAPTER_SCALE: f64 = 2.0;
@@ -16,11 +17,11 @@ pub(super) const ADAPTER_SCALE: f64 = 2.0;
 /// Sequences packed one behind the other.
 pub(super) struct Batch {
     /// The tokens.
-    pub(super) ids: Tensor,
+    pub(super) ids: Vec<u32>,
     /// The position of each token in its sequence.
     pub(super) positions: Vec<u32>,
-    /// The same as rows of the table of positions.
-    pub(super) rows: Tensor,
+    /// The same on the device of the weights.
+    pub(super) places: Tensor,
     /// Where each sequence begins, and the end of the last.
     pub(super) offsets: Vec<usize>,
     /// The sequences as attention on a device takes them.
@@ -36,36 +37,45 @@ impl Batch {
             positions.extend(0..sequence.len() as u32);
             offsets.push(ids.len());
         }
-        let first = first_position(config);
-        let rows: Vec<u32> = positions.iter().map(|position| position + first).collect();
-        let len = ids.len();
-        let tensor = |values: Vec<u32>| Tensor::from_vec(values, len, device);
-        let (ids, rows) = (tensor(ids)?, tensor(rows)?);
+        let places = Tensor::from_slice(&positions, positions.len(), device)?;
         let groups = Groups::new(&offsets, config.causal(), device)?;
-        Ok(Batch { ids, positions, rows, offsets, groups })
-    }
-}
-
-/// The row of the table of positions that the first token gets.
-pub(super) fn first_position(config: &Config) -> u32 {
-    match config.kind {
-        Kind::Encoder { first_position, .. } => first_position as u32,
-        Kind::Decoder { .. } => 0,
+        Ok(Batch { ids, positions, places, offsets, groups })
     }
 }
 
 /// Weights by their names without the folder's prefix.
-pub(super) struct Weights<'a>(pub(super) &'a BTreeMap<String, Tensor>);
+pub(super) struct Weights<'a> {
+    /// Those that are, or will be, written whole.
+    pub(super) tensors: &'a BTreeMap<String, Tensor>,
+    /// Tables whose rows are written when they are read: their numbers among the trained tensors, and widths.
+    pub(super) tables: &'a BTreeMap<String, (usize, usize)>,
+}
 
 impl Weights<'_> {
     /// A weight; the loader has checked that all are there.
     pub(super) fn get(&self, name: &str) -> Tensor {
-        self.0.get(name).unwrap_or_else(|| panic!("the loader knows tensor {name}")).clone()
+        self.tensors.get(name).unwrap_or_else(|| panic!("the loader knows tensor {name}")).clone()
+    }
+
+    /// A matrix of which rows are read.
+    pub(super) fn table(&self, name: &str) -> Table {
+        match self.tables.get(name) {
+            Some(&(tensor, width)) => Table::Rows { tensor, width },
+            None => Table::Whole(self.get(name)),
+        }
+    }
+
+    /// The same of one that is written whole where all of it is read.
+    pub(super) fn output(&self, name: &str) -> Table {
+        match self.tensors.get(name) {
+            Some(matrix) => Table::Whole(matrix.clone()),
+            None => self.table(name),
+        }
     }
 
     /// A linear layer, with its adapter if there is one.
     pub(super) fn linear(&self, name: &str) -> Linear {
-        let part = |part: &str| self.0.get(&format!("{name}.{part}")).cloned();
+        let part = |part: &str| self.tensors.get(&format!("{name}.{part}")).cloned();
         let turned = |tensor: Tensor| tensor.t().expect("a matrix");
         Linear {
             weight: turned(self.get(&format!("{name}.weight"))),
@@ -73,6 +83,57 @@ impl Weights<'_> {
             adapter: part("lora_A.weight")
                 .zip(part("lora_B.weight"))
                 .map(|(a, b)| (turned(a), turned(b))),
+        }
+    }
+}
+
+/// A matrix of which a pass reads some rows.
+pub(super) enum Table {
+    /// It stands somewhere.
+    Whole(Tensor),
+    /// Its rows are written when they are read: half of a small encoder is its table of words, of which a batch
+    /// has few.
+    Rows {
+        /// Its number among the trained tensors.
+        tensor: usize,
+        /// The length of a row.
+        width: usize,
+    },
+}
+
+impl Table {
+    /// The matrix, where all of it is read.
+    ///
+    /// # Panics
+    /// Where it is not.
+    pub(super) fn whole(&self) -> &Tensor {
+        match self {
+            Table::Whole(matrix) => matrix,
+            Table::Rows { .. } => panic!("a matrix that stands nowhere"),
+        }
+    }
+
+    /// These rows, one below the other.
+    pub(super) fn read(&self, rows: &[u32], lane: Lane<'_>, device: &Device) -> Result<Tensor> {
+        match self {
+            Table::Whole(matrix) => {
+                matrix.index_select(&Tensor::from_slice(rows, rows.len(), device)?, 0)
+            }
+            &Table::Rows { tensor, width } => {
+                let mut values = vec![0.0; rows.len() * width];
+                let mut written: BTreeMap<u32, usize> = BTreeMap::new();
+                for (at, &row) in rows.iter().enumerate() {
+                    let from = at * width;
+                    match written.insert(row, from) {
+                        Some(earlier) => values.copy_within(earlier..earlier + width, from),
+                        None => {
+                            let own = &mut values[from..from + width];
+                            lane.source.write(lane.end, tensor, row as usize * width, own);
+                        }
+                    }
+                }
+                Tensor::from_vec(values, (rows.len(), width), device)
+            }
         }
     }
 }
@@ -144,38 +205,30 @@ impl Model {
     /// `positions` is the longest sequence that will come.
     pub(super) fn new(
         config: &Config,
-        weights: &BTreeMap<String, Tensor>,
+        weights: &Weights<'_>,
         positions: usize,
         device: &Device,
     ) -> Result<Model> {
-        let weights = &Weights(weights);
         Ok(match config.is_decoder() {
             true => Model::Decoder(Decoder::new(config, weights, positions, device)?),
             false => Model::Encoder(Encoder::new(config, weights)),
         })
     }
 
-    pub(super) fn embed(&self, batch: &Batch) -> Result<Tensor> {
+    /// What enters the first layer. Trained tables are read from the lane.
+    pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
         match self {
-            Model::Encoder(model) => model.embed(batch),
-            Model::Decoder(model) => model.embed(batch),
+            Model::Encoder(model) => model.embed(batch, lane),
+            Model::Decoder(model) => model.embed(batch, lane),
         }
     }
 
-    /// Layers `from..to` on what came out of the one before, or of the embedding.
-    pub(super) fn layers(
-        &self,
-        range: std::ops::Range<usize>,
-        mut x: Tensor,
-        batch: &Batch,
-    ) -> Result<Tensor> {
-        for index in range {
-            x = match self {
-                Model::Encoder(model) => model.layer(index, &x, batch)?,
-                Model::Decoder(model) => model.layer(index, &x, batch)?,
-            };
+    /// A layer on what came out of the one before, or of the embedding.
+    pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
+        match self {
+            Model::Encoder(model) => model.layer(index, x, batch),
+            Model::Decoder(model) => model.layer(index, x, batch),
         }
-        Ok(x)
     }
 }
 
@@ -195,11 +248,15 @@ pub(super) fn adapted(config: &Config) -> Vec<String> {
     }
 }
 
+/// The number of the layer that a tensor is of; none for embeddings and for what comes behind the last layer.
+pub(super) fn layer_number(name: &str) -> Option<usize> {
+    name.split('.').find_map(|part| part.parse().ok())
+}
+
 /// The first layer that a tensor enters: 0 for embeddings, the number of layers for what comes behind
 /// the last.
 pub(super) fn layer_of(config: &Config, name: &str) -> usize {
-    let number = name.split('.').find_map(|part| part.parse().ok());
-    match number {
+    match layer_number(name) {
         // An embedding enters the first; so does a decoder's output matrix where it is the embedding.
         None if name.contains("embed") => 0,
         None => config.layers,
@@ -207,24 +264,14 @@ pub(super) fn layer_of(config: &Config, name: &str) -> usize {
     }
 }
 
-/// What a forward pass reads of a tensor.
-#[derive(Clone, Copy)]
-pub(super) enum Read {
-    /// All of it.
-    Whole,
-    /// The rows of the batch's tokens.
-    Words,
-    /// The rows of the batch's positions.
-    Positions,
-}
-
-/// What a forward pass reads of the tensor of this name.
-pub(super) fn read_of(config: &Config, name: &str) -> Read {
-    let own_output = matches!(config.kind, Kind::Decoder { tied: false, .. });
+/// Whether passes read all of the tensor of this name, and not only the rows of their tokens, positions or
+/// answers. Of a decoder's output matrix all is read where it predicts every token (`causal`).
+pub(super) fn is_read_whole(config: &Config, name: &str, causal: bool) -> bool {
+    let tied = matches!(config.kind, Kind::Decoder { tied: true, .. });
     match name {
-        "embeddings.word_embeddings.weight" => Read::Words,
-        "embed_tokens.weight" if own_output => Read::Words,
-        "embeddings.position_embeddings.weight" => Read::Positions,
-        _ => Read::Whole,
+        "embeddings.word_embeddings.weight" | "embeddings.position_embeddings.weight" => false,
+        "embed_tokens.weight" => causal && tied,
+        "lm_head.weight" => causal,
+        _ => true,
     }
 }

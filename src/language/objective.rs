@@ -1,29 +1,32 @@
 //! The objective: losses of texts under weights written in place.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{DType, Result as CandleResult, Tensor};
+use candle_core::{Result as CandleResult, Tensor};
 use rayon::prelude::*;
 
-#[cfg(feature = "cuda")]
-use super::cuda::StateCopy;
 use super::data::{Texts, Tokens};
 use super::decoder::Decoder;
 use super::device::Device;
 use super::folder::Folder;
 use super::kernel;
 use super::load::{Core, LanguageError};
-use super::model::{self, Batch, Model, Read};
+use super::model::{Batch, Model};
 use super::spec::{Head, LanguageSpec, Task};
+use super::view::{Lane, Source, View};
 use super::{op, pass};
 use crate::data::Dataset;
 use crate::direction::Direction;
 use crate::objective::{Evaluation, Objective, Scratch, Split};
-use crate::params::{End, Mark, Payout, State, TensorSpec};
+use crate::params::{Mark, Payout, State, TensorSpec};
 
 /// Tokens of a forward pass of an evaluation.
 const EVALUATION_TOKENS: usize = 2048;
+
+/// About how many tokens a pass has. What a pass holds beside hidden states is several times as much, and only as many are under
+/// way as there are threads; but each packs the weights for its products again. With half as many a step of 64 texts
+/// takes 2 % longer, with four times as many it holds 50 MB more.
+const PASS_TOKENS: usize = 1024;
 
 /// Values of logits computed at a time.
 const LOGITS_MAX: usize = 1 << 22;
@@ -38,115 +41,6 @@ pub struct LanguageModel {
     /// The quality that was asked for last: nodes of one process end with the same state, and a held-out
     /// set may take as long as many probes.
     known: Mutex<Option<([u8; 32], Split, Evaluation)>>,
-}
-
-/// Where a thread keeps the weights of a language model; empty until the first probe, and in a copy.
-#[derive(Default)]
-pub struct Slot(Option<Box<View>>);
-
-impl Clone for Slot {
-    fn clone(&self) -> Slot {
-        // Weights are written in place: a copy must not share them.
-        Slot(None)
-    }
-}
-
-impl std::fmt::Debug for Slot {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_some() { "Slot(weights)" } else { "Slot" })
-    }
-}
-
-/// One set of weights.
-struct View {
-    core: Arc<Core>,
-    /// In the order of the flat parameters.
-    trained: Vec<Tensor>,
-    model: Model,
-    classifier: Option<(Tensor, Tensor)>,
-    /// The state, where the weights are on a device.
-    #[cfg(feature = "cuda")]
-    copy: Option<StateCopy>,
-}
-
-/// The rows of its tables that a forward pass reads.
-struct Needed {
-    words: Vec<u32>,
-    positions: Vec<u32>,
-}
-
-impl View {
-    fn new(core: Arc<Core>) -> CandleResult<View> {
-        let mut weights = core.fixed.clone();
-        let mut trained = Vec::with_capacity(core.tensors.len());
-        for (name, spec) in core.trained.iter().zip(&core.tensors) {
-            let tensor = Tensor::zeros(spec.shape.as_slice(), DType::F32, &core.device)?;
-            weights.insert(name.clone(), tensor.clone());
-            trained.push(tensor);
-        }
-        let part = |part: &str| weights.get(&format!("classifier.{part}")).cloned();
-        let classifier = part("weight").zip(part("bias"));
-        let positions = core.spec.tokens as usize;
-        let model = Model::new(&core.config, &weights, positions, &core.device)?;
-        Ok(View {
-            core,
-            trained,
-            model,
-            classifier,
-            #[cfg(feature = "cuda")]
-            copy: None,
-        })
-    }
-
-    /// Writes all weights, or what a forward pass over a batch needs: half of a small encoder is its table
-    /// of words, of which a batch has few. A device, which has threads enough, writes all.
-    fn write(
-        &mut self,
-        state: &State,
-        end: Option<End<'_>>,
-        needed: Option<&Needed>,
-    ) -> CandleResult<()> {
-        let core = &self.core;
-        #[cfg(feature = "cuda")]
-        if let candle_core::Device::Cuda(device) = &core.device {
-            match &mut self.copy {
-                Some(copy) if copy.is_of(&state.mark()) => (),
-                Some(copy) => copy.renew(state)?,
-                None => self.copy = Some(StateCopy::new(device, state)?),
-            }
-            let copy = self.copy.as_ref();
-            let write = |tensor| op::Write { state, tensor, end, rows: None, copy };
-            let each = |(index, tensor): (usize, &Tensor)| tensor.inplace_op1(&write(index));
-            return self.trained.iter().enumerate().try_for_each(each);
-        }
-        let each = |(index, tensor): (usize, &Tensor)| {
-            let rows = needed.and_then(|needed| {
-                match model::read_of(&core.config, &core.trained[index]) {
-                    Read::Whole => None,
-                    Read::Words => Some(&needed.words[..]),
-                    Read::Positions => Some(&needed.positions[..]),
-                }
-            });
-            tensor.inplace_op1(&op::Write {
-                state,
-                tensor: index,
-                end,
-                rows,
-                #[cfg(feature = "cuda")]
-                copy: None,
-            })
-        };
-        self.trained.par_iter().enumerate().try_for_each(each)
-    }
-
-    fn copy(&self, mut params: &[f32]) -> CandleResult<()> {
-        for tensor in &self.trained {
-            let (own, rest) = params.split_at(tensor.elem_count());
-            tensor.inplace_op1(&op::Copy(own))?;
-            params = rest;
-        }
-        Ok(())
-    }
 }
 
 /// Sums over texts, or over predicted tokens.
@@ -176,9 +70,13 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
+    fn tokens(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.len()).sum()
+    }
+
     /// Cuts them into runs of about equally many tokens.
     fn split(&self, parts: usize) -> Vec<Rows<'a>> {
-        let all: usize = self.sequences.iter().map(|sequence| sequence.len()).sum();
+        let all = self.tokens();
         let mut pieces: Vec<Rows<'a>> = Vec::with_capacity(parts);
         let (mut tokens, mut last) = (0, None);
         for (sequence, entry) in self.sequences.iter().zip(&self.entries) {
@@ -195,21 +93,25 @@ impl<'a> Rows<'a> {
         pieces
     }
 
-    /// Runs forward passes over them, one in each thread of the caller's pool: a whole pass over a part of
-    /// the texts never waits for another thread, and its values stay in the caches of one core.
-    fn spread<T: Send>(
-        &self,
-        device: &candle_core::Device,
-        pass: impl Fn(&Rows<'a>) -> CandleResult<Vec<T>> + Sync + Send,
-    ) -> CandleResult<Vec<T>> {
-        if !pass::in_place(device) {
-            // It has threads of its own.
-            return pass(self);
-        }
-        let pieces = self.split(rayon::current_num_threads());
-        let results: CandleResult<Vec<Vec<T>>> = pieces.par_iter().map(pass).collect();
-        Ok(results?.into_iter().flatten().collect())
+    /// Whether the cache has places for them.
+    fn are_kept(&self) -> bool {
+        self.entries.iter().all(Option::is_some)
     }
+}
+
+/// Into how many passes an end's texts are cut: each about [`PASS_TOKENS`], and equally many for every thread.
+fn parts(tokens: usize, threads: usize, ends: usize) -> usize {
+    let passes = (tokens + PASS_TOKENS / 2) / PASS_TOKENS;
+    let shared = if threads.is_multiple_of(ends) { threads / ends } else { threads };
+    passes.max(1).next_multiple_of(shared)
+}
+
+/// A forward pass over some texts at one of the ends.
+struct Pass {
+    end: usize,
+    batch: Arc<Batch>,
+    /// The hidden states of the tokens.
+    x: Tensor,
 }
 
 impl LanguageModel {
@@ -299,37 +201,36 @@ impl LanguageModel {
         }
     }
 
-    /// What a probe on rows of the training texts reads of the tables.
-    fn needed(&self, rows: &[u32]) -> Needed {
-        let core = &self.core;
-        let own = rows.iter().map(|row| &self.texts.train.sequences[*row as usize]);
-        let sequences = || own.clone().chain(&core.prototypes);
-        let mut words: Vec<u32> = sequences().flatten().copied().collect();
-        words.sort_unstable();
-        words.dedup();
-        let first = model::first_position(&core.config);
-        let longest = sequences().map(|sequence| sequence.len()).max().unwrap_or(0);
-        Needed { words, positions: (first..first + longest as u32).collect() }
-    }
-
-    /// Calls `then` on each end of a probe, the weights written as far as the batch needs them.
-    fn at_ends<T>(
+    /// Mean losses at the ends of a source on rows of the training texts.
+    fn losses(
         &self,
         view: &mut View,
-        state: &State,
-        (direction, epsilon_log2): (&Direction, i32),
+        source: &Source<'_>,
         batch: &[u32],
-        mut then: impl FnMut(&View) -> CandleResult<T>,
-    ) -> CandleResult<(T, T)> {
-        let needed = self.needed(batch);
-        let mut at = |plus| {
-            view.write(state, Some(End { direction, epsilon_log2, plus }), Some(&needed))?;
-            then(view)
-        };
-        Ok((at(true)?, at(false)?))
+    ) -> CandleResult<Vec<f32>> {
+        view.begin(source)?;
+        let sums = self.measure(view, source, Split::Train, batch)?;
+        Ok(sums.into_iter().map(|sum| sum.mean() as f32).collect())
     }
 
-    /// What a probe does beside its two forward passes, to measure it.
+    /// The losses at two ends: both at once, or one after the other where a view holds one.
+    fn losses_of_pair(
+        &self,
+        view: &mut View,
+        both: &Source<'_>,
+        batch: &[u32],
+    ) -> CandleResult<(f32, f32)> {
+        if view.ends.len() == both.ends() {
+            let losses = self.losses(view, both, batch)?;
+            return Ok((losses[0], losses[1]));
+        }
+        let plus = self.losses(view, &both.at(0), batch)?;
+        let minus = self.losses(view, &both.at(1), batch)?;
+        Ok((plus[0], minus[0]))
+    }
+
+    /// What a probe does beside its two forward passes, to measure it: writes the weights at both ends. Nothing on
+    /// a device, which has its own way.
     pub fn write_ends(
         &self,
         state: &State,
@@ -338,49 +239,135 @@ impl LanguageModel {
         batch: &[u32],
         scratch: &mut Scratch,
     ) {
-        let batch = self.within_budget(batch);
+        let rows = self.rows(Split::Train, self.within_budget(batch));
         self.with_view(scratch, |view| {
-            self.at_ends(view, state, (direction, epsilon_log2), batch, |_| Ok(()))
+            let both = Source::Both(state, direction, epsilon_log2);
+            if view.ends.len() == both.ends() {
+                view.begin(&both)?;
+                self.enter(view, &both, both.ends(), &rows)?;
+                (0..self.core.config.layers)
+                    .try_for_each(|layer| view.write_layer(&both, layer))?;
+            }
+            Ok(())
         });
     }
 
-    fn measure(&self, view: &View, split: Split, rows: &[u32]) -> CandleResult<Sum> {
+    /// Sums at the ends of the source that the view was begun with.
+    fn measure(
+        &self,
+        view: &View,
+        source: &Source<'_>,
+        split: Split,
+        rows: &[u32],
+    ) -> CandleResult<Vec<Sum>> {
         let labels = &self.tokens(split).labels;
         let labels: Vec<usize> = rows.iter().map(|row| labels[*row as usize].into()).collect();
         let rows = self.rows(split, rows);
-        match (self.core.spec.task, &view.model) {
-            (Task::Classify, Model::Encoder(_)) => self.classify(view, rows, &labels),
-            (Task::Classify, Model::Decoder(decoder)) => self.answer(view, decoder, &rows, &labels),
-            (Task::Causal, Model::Decoder(decoder)) => self.predict(view, decoder, &rows),
-            (Task::Causal, Model::Encoder(_)) => unreachable!("an encoder does not predict"),
+        match (self.core.spec.task, self.core.config.is_decoder()) {
+            (Task::Classify, false) => self.classify(view, source, rows, &labels),
+            (Task::Classify, true) => self.answer(view, source, &rows, &labels),
+            (Task::Causal, true) => self.predict(view, source, &rows),
+            (Task::Causal, false) => unreachable!("an encoder does not predict"),
         }
     }
 
-    /// Hidden states behind the last layer, token by token.
-    fn states(&self, view: &View, rows: &Rows<'_>) -> CandleResult<(Tensor, Batch)> {
-        let (config, depth) = (&self.core.config, self.core.depth);
-        let batch = Batch::new(config, &rows.sequences, &self.core.device)?;
-        if depth == 0 || rows.entries.iter().all(Option::is_none) {
-            let x = view.model.embed(&batch)?;
-            return Ok((view.model.layers(0..config.layers, x, &batch)?, batch));
+    /// Does the same with all items, in the threads of the caller's pool; a device has threads of its own.
+    fn spread<T: Send, U: Send>(
+        &self,
+        items: Vec<T>,
+        work: impl Fn(T) -> CandleResult<U> + Sync + Send,
+    ) -> CandleResult<Vec<U>> {
+        match pass::in_place(&self.core.device) {
+            true => items.into_par_iter().map(work).collect(),
+            false => items.into_iter().map(work).collect(),
         }
-        let below = |rows: &Rows<'_>| -> CandleResult<Vec<Box<[f32]>>> {
-            let batch = Batch::new(config, &rows.sequences, &self.core.device)?;
-            let x = view.model.embed(&batch)?;
-            let x = view.model.layers(0..depth, x, &batch)?;
+    }
+
+    /// Passes as they enter the first layer, or the first that is trained; by the end and then by the texts. The
+    /// texts are shared out so that every thread has a pass, in which it never waits for another.
+    fn enter(
+        &self,
+        view: &View,
+        source: &Source<'_>,
+        ends: usize,
+        rows: &Rows<'_>,
+    ) -> CandleResult<Vec<Pass>> {
+        let core = &self.core;
+        let parts = match pass::in_place(&core.device) {
+            true => parts(rows.tokens(), rayon::current_num_threads(), ends),
+            false => 1,
+        };
+        let pieces = self.spread(rows.split(parts), |piece| {
+            let batch = Batch::new(&core.config, &piece.sequences, &core.device)?;
+            let kept = match piece.are_kept() {
+                true => Some(self.kept(view, source, &piece)?),
+                false => None,
+            };
+            Ok((Arc::new(batch), kept))
+        })?;
+        let pieces = (0..ends).flat_map(|end| pieces.iter().map(move |piece| (end, piece)));
+        self.spread(pieces.collect(), |(end, (batch, kept))| {
+            let x = match kept {
+                Some(x) => x.clone(),
+                None => view.ends[end].model.embed(batch, Lane { source, end })?,
+            };
+            Ok(Pass { end, batch: Arc::clone(batch), x })
+        })
+    }
+
+    /// Passes behind the last layer.
+    fn states(
+        &self,
+        view: &View,
+        source: &Source<'_>,
+        ends: usize,
+        rows: &Rows<'_>,
+    ) -> CandleResult<Vec<Pass>> {
+        let mut passes = self.enter(view, source, ends, rows)?;
+        let first = if rows.are_kept() { self.core.depth } else { 0 };
+        for layer in first..self.core.config.layers {
+            view.write_layer(source, layer)?;
+            passes = self.spread(passes, |Pass { end, batch, x }| {
+                let x = view.ends[end].model.layer(layer, &x, &batch)?;
+                Ok(Pass { end, batch, x })
+            })?;
+        }
+        Ok(passes)
+    }
+
+    /// What all passes give, by the end.
+    fn gather<T: Send + Clone>(
+        &self,
+        ends: usize,
+        passes: Vec<Pass>,
+        give: impl Fn(&Pass) -> CandleResult<Vec<T>> + Sync + Send,
+    ) -> CandleResult<Vec<Vec<T>>> {
+        let mut gathered = vec![Vec::new(); ends];
+        for (end, given) in self.spread(passes, |pass| Ok((pass.end, give(&pass)?)))? {
+            gathered[end].extend(given);
+        }
+        Ok(gathered)
+    }
+
+    /// The hidden states of texts in front of the first layer that is trained. They are the same at all ends.
+    fn kept(&self, view: &View, source: &Source<'_>, rows: &Rows<'_>) -> CandleResult<Tensor> {
+        let Core { config, depth, device, .. } = &*self.core;
+        let width = config.hidden;
+        let pieces = self.remembered(rows, |rows| {
+            let model = &view.ends[0].model;
+            let batch = Batch::new(config, &rows.sequences, device)?;
+            let mut x = model.embed(&batch, Lane { source, end: 0 })?;
+            for layer in 0..*depth {
+                x = model.layer(layer, &x, &batch)?;
+            }
             op::with(&x, |values| {
-                let width = config.hidden;
                 let piece = |pair: &[usize]| values[pair[0] * width..pair[1] * width].into();
                 batch.offsets.windows(2).map(piece).collect()
             })
-        };
-        let pieces = self.remembered(rows, below)?;
-        let x = Tensor::from_vec(
-            pieces.concat(),
-            (batch.positions.len(), config.hidden),
-            &self.core.device,
-        )?;
-        Ok((view.model.layers(depth..config.layers, x, &batch)?, batch))
+        })?;
+        let values = pieces.concat();
+        let tokens = values.len() / width;
+        Tensor::from_vec(values, (tokens, width), device)
     }
 
     /// What the cache has of rows, or `compute` makes of those that it lacks.
@@ -415,100 +402,117 @@ impl LanguageModel {
         Ok(pieces.collect())
     }
 
-    /// Sentence vectors: the mean over the tokens, of length √hidden.
-    fn vectors(&self, view: &View, rows: &Rows<'_>) -> CandleResult<Vec<Box<[f32]>>> {
+    /// Sentence vectors, by the end: the mean over the tokens, of length √hidden.
+    fn vectors(
+        &self,
+        view: &View,
+        source: &Source<'_>,
+        ends: usize,
+        rows: &Rows<'_>,
+    ) -> CandleResult<Vec<Vec<Box<[f32]>>>> {
         let width = self.core.config.hidden;
-        let pooled = |rows: &Rows<'_>| {
-            rows.spread(&self.core.device, |rows| {
-                let (x, batch) = self.states(view, rows)?;
-                op::with(&x, |values| {
-                    let one =
-                        |pair: &[usize]| pool(&values[pair[0] * width..pair[1] * width], width);
-                    batch.offsets.windows(2).map(one).collect()
-                })
+        let passes = self.states(view, source, ends, rows)?;
+        self.gather(ends, passes, |pass| {
+            op::with(&pass.x, |values| {
+                let one = |pair: &[usize]| pool(&values[pair[0] * width..pair[1] * width], width);
+                pass.batch.offsets.windows(2).map(one).collect()
             })
-        };
-        match self.core.depth == self.core.config.layers {
-            true => self.remembered(rows, pooled),
-            false => pooled(rows),
-        }
+        })
     }
 
     fn classify<'a>(
         &'a self,
         view: &View,
+        source: &Source<'_>,
         mut rows: Rows<'a>,
         labels: &[usize],
-    ) -> CandleResult<Sum> {
+    ) -> CandleResult<Vec<Sum>> {
         let core = &self.core;
         let first = self.texts.train.sequences.len() + self.texts.test.sequences.len();
         rows.sequences.extend(core.prototypes.iter().map(|sequence| &**sequence));
         let cached = core.depth > 0;
         rows.entries.extend((0..core.prototypes.len()).map(|at| cached.then_some(first + at)));
-        let vectors = self.vectors(view, &rows)?;
-        let (texts, prototypes) = vectors.split_at(labels.len());
-        let classifier = match &view.classifier {
-            Some((weight, bias)) if core.spec.head != Head::Prototype => {
-                Some((op::with(weight, <[f32]>::to_vec)?, op::with(bias, <[f32]>::to_vec)?))
-            }
-            _ => None,
+        let vectors = match core.depth == core.config.layers {
+            // They are the same at all ends.
+            true => vec![self.remembered(&rows, |rows| {
+                Ok(self.vectors(view, source, 1, rows)?.swap_remove(0))
+            })?],
+            false => self.vectors(view, source, source.ends(), &rows)?,
         };
         let width = core.config.hidden;
-        let mut sum = Sum::default();
-        let mut logits = vec![0.0; core.classes];
-        for (vector, &label) in texts.iter().zip(labels) {
-            logits.fill(0.0);
-            if let Some((weight, bias)) = &classifier {
-                for ((logit, row), bias) in logits.iter_mut().zip(weight.chunks(width)).zip(bias) {
-                    *logit = dot(row, vector) + bias;
+        let sum = |end: usize| {
+            let vectors = vectors.get(end).unwrap_or(&vectors[0]);
+            let (texts, prototypes) = vectors.split_at(labels.len());
+            let classifier = match &view.ends[end].classifier {
+                Some((weight, bias)) if core.spec.head != Head::Prototype => {
+                    Some((op::with(weight, <[f32]>::to_vec)?, op::with(bias, <[f32]>::to_vec)?))
                 }
+                _ => None,
+            };
+            let mut sum = Sum::default();
+            let mut logits = vec![0.0; core.classes];
+            for (vector, &label) in texts.iter().zip(labels) {
+                logits.fill(0.0);
+                if let Some((weight, bias)) = &classifier {
+                    let rows = weight.chunks(width).zip(bias);
+                    for (logit, (row, bias)) in logits.iter_mut().zip(rows) {
+                        *logit = dot(row, vector) + bias;
+                    }
+                }
+                for (logit, prototype) in logits.iter_mut().zip(prototypes) {
+                    *logit += PROTOTYPE_SCALE / width as f32 * dot(prototype, vector);
+                }
+                sum.add(kernel::cross_entropy(&mut logits, label));
             }
-            for (logit, prototype) in logits.iter_mut().zip(prototypes) {
-                *logit += PROTOTYPE_SCALE / width as f32 * dot(prototype, vector);
-            }
-            sum.add(kernel::cross_entropy(&mut logits, label));
-        }
-        Ok(sum)
+            Ok(sum)
+        };
+        (0..source.ends()).map(sum).collect()
     }
 
     /// A decoder's classes: the logits of the labels' first tokens behind the text.
     fn answer(
         &self,
         view: &View,
-        decoder: &Decoder,
+        source: &Source<'_>,
         rows: &Rows<'_>,
         labels: &[usize],
-    ) -> CandleResult<Sum> {
-        let index = |ids: Vec<u32>| {
-            let len = ids.len();
-            Tensor::from_vec(ids, len, &self.core.device)
-        };
-        let words = decoder.output.index_select(&index(self.core.answers.clone())?, 0)?.t()?;
-        let logits = rows.spread(&self.core.device, |rows| {
-            let (x, batch) = self.states(view, rows)?;
+    ) -> CandleResult<Vec<Sum>> {
+        let Core { classes, answers, device, .. } = &*self.core;
+        let ends = source.ends();
+        let words =
+            |end: usize| decoder(view, end).output.read(answers, Lane { source, end }, device)?.t();
+        let words: Vec<Tensor> = (0..ends).map(words).collect::<CandleResult<_>>()?;
+        let passes = self.states(view, source, ends, rows)?;
+        let logits = self.gather(ends, passes, |Pass { end, batch, x }| {
             let last: Vec<u32> = batch.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
-            let x = decoder.finish(&x.index_select(&index(last)?, 0)?)?;
-            op::with(&x.matmul(&words)?, <[f32]>::to_vec)
+            let last = Tensor::from_slice(&last, last.len(), device)?;
+            let x = decoder(view, *end).finish(&x.index_select(&last, 0)?)?;
+            op::with(&x.matmul(&words[*end])?, <[f32]>::to_vec)
         })?;
-        let mut sum = Sum::default();
-        for (row, &label) in logits.chunks(self.core.classes).zip(labels) {
-            sum.add(kernel::cross_entropy(&mut row.to_vec(), label));
-        }
-        Ok(sum)
+        let sum = |logits: Vec<f32>| {
+            let mut sum = Sum::default();
+            for (row, &label) in logits.chunks(*classes).zip(labels) {
+                sum.add(kernel::cross_entropy(&mut row.to_vec(), label));
+            }
+            sum
+        };
+        Ok(logits.into_iter().map(sum).collect())
     }
 
     /// A decoder's next tokens.
-    fn predict(&self, view: &View, decoder: &Decoder, rows: &Rows<'_>) -> CandleResult<Sum> {
-        let output = decoder.output.t()?;
+    fn predict(&self, view: &View, source: &Source<'_>, rows: &Rows<'_>) -> CandleResult<Vec<Sum>> {
+        let ends = source.ends();
         let vocabulary = self.core.config.vocabulary;
         let chunk = (LOGITS_MAX / rayon::current_num_threads() / vocabulary).max(1);
-        let losses = rows.spread(&self.core.device, |rows| {
-            let (x, batch) = self.states(view, rows)?;
-            let x = decoder.finish(&x)?;
+        let passes = self.states(view, source, ends, rows)?;
+        let losses = self.gather(ends, passes, |Pass { end, batch, x }| {
+            let decoder = decoder(view, *end);
+            let output = decoder.output.whole().t()?;
+            let x = decoder.finish(x)?;
             // The target of a token is the next one; the last of a sequence has none.
-            let mut targets: Vec<Option<u32>> = Vec::with_capacity(batch.positions.len());
-            for sequence in &rows.sequences {
-                targets.extend(sequence[1..].iter().copied().map(Some));
+            let mut targets: Vec<Option<u32>> = Vec::with_capacity(batch.ids.len());
+            for pair in batch.offsets.windows(2) {
+                targets.extend(batch.ids[pair[0] + 1..pair[1]].iter().copied().map(Some));
                 targets.push(None);
             }
             let mut losses = Vec::with_capacity(targets.len());
@@ -518,12 +522,22 @@ impl LanguageModel {
             }
             Ok(losses)
         })?;
-        let mut sum = Sum::default();
-        losses.into_iter().for_each(|loss| sum.add(loss));
-        Ok(sum)
+        let sum = |losses: Vec<(f64, bool)>| {
+            let mut sum = Sum::default();
+            losses.into_iter().for_each(|loss| sum.add(loss));
+            sum
+        };
+        Ok(losses.into_iter().map(sum).collect())
     }
 
-    fn evaluate_view(&self, view: &View, split: Split) -> CandleResult<Evaluation> {
+    /// The quality of a source of one end.
+    fn quality_of(
+        &self,
+        view: &mut View,
+        source: &Source<'_>,
+        split: Split,
+    ) -> CandleResult<Evaluation> {
+        view.begin(source)?;
         let sequences = &self.tokens(split).sequences;
         let all: Vec<u32> = (0..sequences.len() as u32).collect();
         let mut total = Sum::default();
@@ -536,13 +550,22 @@ impl LanguageModel {
             });
             let (rows, after) = rest.split_at(fits.count().max(1));
             rest = after;
-            let sum = self.measure(view, split, rows)?;
-            total.loss += sum.loss;
-            total.right += sum.right;
-            total.count += sum.count;
+            for sum in self.measure(view, source, split, rows)? {
+                total.loss += sum.loss;
+                total.right += sum.right;
+                total.count += sum.count;
+            }
         }
         let accuracy = total.right as f64 / total.count as f64;
         Ok(Evaluation { loss: total.mean(), accuracy, count: sequences.len() })
+    }
+}
+
+/// The decoder of a view that has one.
+fn decoder(view: &View, end: usize) -> &Decoder {
+    match &view.ends[end].model {
+        Model::Decoder(decoder) => decoder,
+        Model::Encoder(_) => unreachable!("asked for where the model is a decoder"),
     }
 }
 
@@ -593,20 +616,14 @@ impl Objective for LanguageModel {
         scratch: &mut Scratch,
     ) -> (f32, f32) {
         let batch = self.within_budget(batch);
-        self.with_view(scratch, |view| {
-            let loss = |params: &[f32]| -> CandleResult<f32> {
-                view.copy(params)?;
-                Ok(self.measure(view, Split::Train, batch)?.mean() as f32)
-            };
-            Ok((loss(plus)?, loss(minus)?))
-        })
+        let ends = [plus, minus];
+        let both = Source::Given(&ends, &self.core);
+        self.with_view(scratch, |view| self.losses_of_pair(view, &both, batch))
     }
 
     fn evaluate(&self, params: &[f32], split: Split, scratch: &mut Scratch) -> Evaluation {
-        self.with_view(scratch, |view| {
-            view.copy(params)?;
-            self.evaluate_view(view, split)
-        })
+        let source = Source::Given(&[params], &self.core);
+        self.with_view(scratch, |view| self.quality_of(view, &source, split))
     }
 
     fn probe(
@@ -618,11 +635,8 @@ impl Objective for LanguageModel {
         scratch: &mut Scratch,
     ) -> (f32, f32) {
         let batch = self.within_budget(batch);
-        self.with_view(scratch, |view| {
-            self.at_ends(view, state, (direction, epsilon_log2), batch, |view| {
-                Ok(self.measure(view, Split::Train, batch)?.mean() as f32)
-            })
-        })
+        let both = Source::Both(state, direction, epsilon_log2);
+        self.with_view(scratch, |view| self.losses_of_pair(view, &both, batch))
     }
 
     fn applied(&self, before: &Mark, payouts: &[Payout], state: &State, scratch: &mut Scratch) {
@@ -647,10 +661,8 @@ impl Objective for LanguageModel {
         {
             return evaluation;
         }
-        let evaluation = self.with_view(scratch, |view| {
-            view.write(state, None, None)?;
-            self.evaluate_view(view, split)
-        });
+        let source = Source::One(state, None);
+        let evaluation = self.with_view(scratch, |view| self.quality_of(view, &source, split));
         *known = Some((hash, split, evaluation));
         evaluation
     }
@@ -702,17 +714,23 @@ impl Objective for LanguageModel {
 /// the last token.
 #[cfg(test)]
 pub(super) fn outputs_of(model: &LanguageModel, state: &State, row: u32) -> Vec<f32> {
+    let source = Source::One(state, None);
     model.with_view(&mut Scratch::default(), |view| {
-        view.write(state, None, None)?;
-        let (x, batch) = model.states(view, &model.rows(Split::Test, &[row]))?;
-        match &view.model {
-            Model::Encoder(_) => op::with(&x, <[f32]>::to_vec),
-            Model::Decoder(decoder) => {
-                let last = x.narrow(0, batch.positions.len() - 1, 1)?;
-                let logits = decoder.finish(&last)?.matmul(&decoder.output.t()?)?;
-                op::with(&logits, <[f32]>::to_vec)
-            }
+        view.begin(&source)?;
+        let mut values = Vec::new();
+        for pass in model.states(view, &source, 1, &model.rows(Split::Test, &[row]))? {
+            values.extend(match &view.ends[pass.end].model {
+                Model::Encoder(_) => op::with(&pass.x, <[f32]>::to_vec)?,
+                Model::Decoder(decoder) => {
+                    let last = pass.x.narrow(0, pass.batch.ids.len() - 1, 1)?;
+                    let words: Vec<u32> = (0..model.core.config.vocabulary as u32).collect();
+                    let lane = Lane { source: &source, end: 0 };
+                    let output = decoder.output.read(&words, lane, &model.core.device)?;
+                    op::with(&decoder.finish(&last)?.matmul(&output.t()?)?, <[f32]>::to_vec)?
+                }
+            });
         }
+        Ok(values)
     })
 }
 
@@ -722,13 +740,24 @@ pub(super) fn tokens_of(model: &LanguageModel, row: usize) -> Vec<u32> {
     model.texts.test.sequences[row].to_vec()
 }
 
-/// Parameters by the files' names.
-pub(super) fn named(state: &State) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
-    let tensors = state.layout().tensors().iter().enumerate();
-    let named = tensors.map(|(index, tensor)| {
-        let mut values = vec![0.0; tensor.len];
-        state.write_part(index, 0, None, &mut values);
-        (tensor.name.clone(), (tensor.shape.clone(), values))
-    });
-    named.collect()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_thread_has_as_many_passes_and_none_is_long() {
+        for (tokens, threads, ends, expected) in [
+            (0, 1, 2, 1),
+            (1_036, 1, 2, 1),
+            (1_036, 2, 2, 1),
+            (4_108, 2, 2, 4),
+            (2_048, 2, 1, 2),
+            (100, 3, 2, 3),
+            (9_600, 16, 2, 16),
+        ] {
+            let found = parts(tokens, threads, ends);
+            assert_eq!(found, expected, "{tokens} tokens, {threads} threads, {ends} ends");
+            assert_eq!(found * ends % threads, 0);
+        }
+    }
 }

@@ -14,8 +14,8 @@ use candle_core::{CudaStorage, backend::BackendStorage};
 #[cfg(feature = "cuda")]
 use super::cuda::StateCopy;
 use super::kernel::{self, Activation};
+use super::view::Source;
 use crate::direction::BLOCK_PARAMETERS;
-use crate::params::{End, State};
 
 /// The values of a tensor in memory order.
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -47,13 +47,10 @@ pub(super) fn with<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result
 /// Parameters written by one thread at a time: whole blocks of a direction's signs.
 const WRITE_CHUNK: usize = 128 * BLOCK_PARAMETERS;
 
-/// Writes a tensor of the state, or one end of a probe, over a weight.
+/// Writes a tensor of a source over a weight, whose first dimension is the ends.
 pub(super) struct Write<'a> {
-    pub(super) state: &'a State,
+    pub(super) source: &'a Source<'a>,
     pub(super) tensor: usize,
-    pub(super) end: Option<End<'a>>,
-    /// Only these rows of the matrix.
-    pub(super) rows: Option<&'a [u32]>,
     /// Where the weight is on a device, the state's copy there.
     #[cfg(feature = "cuda")]
     pub(super) copy: Option<&'a StateCopy>,
@@ -65,46 +62,39 @@ impl InplaceOp1 for Write<'_> {
     }
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let out = slice_mut(storage, layout)?;
-        let write = |first: usize, out: &mut [f32]| {
-            self.state.write_part(self.tensor, first, self.end, out)
-        };
-        if let Some(rows) = self.rows {
-            let width = layout.dims()[1];
-            for first in rows.iter().map(|row| *row as usize * width) {
-                write(first, &mut out[first..first + width]);
-            }
+        let end_len = out.len() / layout.dims()[0];
+        let (plus, rest) = out.split_at_mut(end_len);
+        let plus = plus.par_chunks_mut(WRITE_CHUNK).enumerate();
+        if self.source.ends() == 1 {
+            plus.for_each(|(chunk, out)| {
+                self.source.write(0, self.tensor, chunk * WRITE_CHUNK, out)
+            });
         } else {
-            let chunks = out.par_chunks_mut(WRITE_CHUNK).enumerate();
-            chunks.for_each(|(chunk, out)| write(chunk * WRITE_CHUNK, out));
+            let minus = rest[..end_len].par_chunks_mut(WRITE_CHUNK);
+            plus.zip(minus).for_each(|((chunk, plus), minus)| {
+                self.source.write_both(self.tensor, chunk * WRITE_CHUNK, [plus, minus]);
+            });
         }
         Ok(())
     }
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        let copy = self.copy.expect("a view on a device has a copy of the state there");
-        copy.write(self.state, self.tensor, self.end, storage, layout)
-    }
-}
-
-/// Writes given values over a weight.
-pub(super) struct Copy<'a>(pub(super) &'a [f32]);
-
-impl InplaceOp1 for Copy<'_> {
-    fn name(&self) -> &'static str {
-        "copy-weights"
-    }
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        slice_mut(storage, layout)?.copy_from_slice(self.0);
-        Ok(())
-    }
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        let device = storage.device().clone();
-        let Some((from, to)) = layout.contiguous_offsets() else {
-            bail!("a contiguous tensor was expected")
-        };
-        assert_eq!(to - from, self.0.len(), "a view has the tensor's size");
-        device.memcpy_htod(self.0, &mut storage.as_cuda_slice_mut::<f32>()?.slice_mut(from..to))
+        match *self.source {
+            Source::One(state, end) => {
+                let copy = self.copy.expect("a view on a device has a copy of the state there");
+                copy.write(state, self.tensor, end, storage, layout)
+            }
+            Source::Given(&[values], core) => {
+                let device = storage.device().clone();
+                let Some((from, to)) = layout.contiguous_offsets() else {
+                    bail!("a contiguous tensor was expected")
+                };
+                let values = &values[core.offsets[self.tensor]..][..to - from];
+                let mut out = storage.as_cuda_slice_mut::<f32>()?.slice_mut(from..to);
+                device.memcpy_htod(values, &mut out)
+            }
+            _ => bail!("a device holds the weights of one end"),
+        }
     }
 }
 

@@ -140,7 +140,7 @@ pub(super) fn rotate(x: Tensor, head: usize, batch: &Batch, angles: &Angles) -> 
     };
     let (tokens, width) = x.dims2()?;
     let half = head / 2;
-    let turned = |table: &Tensor| table.index_select(&batch.rows, 0)?.unsqueeze(1);
+    let turned = |table: &Tensor| table.index_select(&batch.places, 0)?.unsqueeze(1);
     let (cos, sin) = (turned(cos)?, turned(sin)?);
     let x = x.reshape((tokens, width / head, head))?;
     let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);

@@ -527,7 +527,7 @@ mod tests {
     #[test]
     fn plain_spsa_lowers_the_loss_of_the_built_in_task() {
         let objective = build(&ModelSpec::Softmax, some_digits()).unwrap();
-        let mut state = State::from_base(objective.tensors(), &objective.base(0)).unwrap();
+        let mut state = State::from_base(objective.tensors(), objective.base(0)).unwrap();
         let dim = state.layout().dim();
         let (mut plus, mut minus, mut view) = (vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]);
         let mut scratch = Scratch::default();

@@ -166,7 +166,7 @@ pub(super) fn train(task: &Task, setup: &Setup, seed: u64) -> Result<Outcome> {
     manifest.check()?;
     // One run for all setups of a seed: the same directions and minibatches where slots agree.
     let run = RunId(blake3_of(seed));
-    let base = State::from_base(task.objective.tensors(), &task.objective.base(seed))
+    let base = State::from_base(task.objective.tensors(), task.objective.base(seed))
         .context("the base model cannot be represented")?;
     let mut bench = Bench::new(task, &manifest, run, base.clone());
     let active: Vec<Origin> = (0..setup.nodes as u16).map(Origin).collect();

@@ -199,7 +199,7 @@ fn train(
         batch: vec![0; manifest.batch as usize],
         scratch: Scratch::default(),
     };
-    let mut state = State::from_base(task.honest.tensors(), &task.honest.base(seed))
+    let mut state = State::from_base(task.honest.tensors(), task.honest.base(seed))
         .context("the base model cannot be represented")?;
     let active: Vec<Origin> = (0..NODES as u16).map(Origin).collect();
     let honest = if lie.is_some() { NODES - FAULTY } else { NODES };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rumormill::data::Dataset;
 use rumormill::data::shard::Shards;
-use rumormill::data::source::{DataSource, Found};
+use rumormill::data::source::DataSource;
 use rumormill::fault::value::Lie;
 use rumormill::fault::{Fault, FaultKind};
 use rumormill::objective::{Objective, build};
@@ -18,6 +18,7 @@ use rumormill_topology::rate::{RateScheme, probabilities};
 
 use super::Usage;
 use super::scenario::{Algorithm, ChurnAction, Latency, Scenario};
+use crate::data::look;
 
 /// A scenario that can run.
 pub struct Plan {
@@ -204,7 +205,7 @@ impl Plan {
     /// # Errors
     /// A base model that no state can hold.
     pub fn base(&self, seed: u64) -> Result<State, String> {
-        State::from_base(self.objective.tensors(), &self.objective.base(seed))
+        State::from_base(self.objective.tensors(), self.objective.base(seed))
             .map_err(|error| format!("task.model: {error}"))
     }
 
@@ -221,14 +222,6 @@ fn read_graph(path: &Path) -> Result<Topology, String> {
     let parsed = parse(&text, format).map_err(|error| named(error.to_string()))?;
     parsed.topology.require_connected().map_err(|error| named(error.to_string()))?;
     Ok(parsed.topology)
-}
-
-/// What is at a path of this machine.
-fn look(path: &Path) -> std::io::Result<Found> {
-    match std::fs::metadata(path)?.is_dir() {
-        true => Ok(Found::Folder),
-        false => std::fs::read(path).map(Found::File),
-    }
 }
 
 fn check_node(key: &str, node: usize, nodes: usize) -> Result<(), String> {

@@ -1,0 +1,240 @@
+//! The weights of forward passes: written from the state when they are needed, and over those of the layer before.
+//!
+//! The layers of a transformer have the same shapes, so one set of tensors serves for all of them. A probe takes
+//! both of its ends through the layers side by side: a layer's weights are written at both ends, from one look at
+//! the state and at the direction's signs, and stay in the caches for the products that follow.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
+use rayon::prelude::*;
+
+#[cfg(feature = "cuda")]
+use super::cuda::StateCopy;
+use super::load::Core;
+use super::model::{self, Model, Weights};
+use super::spec::Task;
+use super::{op, pass};
+use crate::direction::Direction;
+use crate::params::{End, State};
+
+/// What weights are written from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    /// A state, or one end of a probe.
+    One(&'a State, Option<End<'a>>),
+    /// Both ends of a probe along a direction, so far apart (the logarithm of ε).
+    Both(&'a State, &'a Direction, i32),
+    /// Values in the order of the flat parameters, for one end or two.
+    Given(&'a [&'a [f32]], &'a Core),
+}
+
+impl<'a> Source<'a> {
+    /// How many models it is: two at both ends of a probe.
+    pub(super) fn ends(&self) -> usize {
+        match self {
+            Source::One(..) => 1,
+            Source::Both(..) => 2,
+            Source::Given(ends, _) => ends.len(),
+        }
+    }
+
+    /// One of the ends, plus or the first before minus or the second.
+    pub(super) fn at(&self, end: usize) -> Source<'a> {
+        match *self {
+            Source::One(..) => *self,
+            Source::Both(state, direction, epsilon_log2) => {
+                Source::One(state, Some(End { direction, epsilon_log2, plus: end == 0 }))
+            }
+            Source::Given(ends, core) => Source::Given(&ends[end..=end], core),
+        }
+    }
+
+    /// Writes parameters of a tensor, from number `first` on, for one of the ends.
+    pub(super) fn write(&self, end: usize, tensor: usize, first: usize, out: &mut [f32]) {
+        match self.at(end) {
+            Source::One(state, end) => state.write_part(tensor, first, end, out),
+            Source::Given(&[values, ..], core) => {
+                let from = core.offsets[tensor] + first;
+                out.copy_from_slice(&values[from..from + out.len()]);
+            }
+            _ => unreachable!("one of the ends is one"),
+        }
+    }
+
+    /// The same for two ends at once; `first` is the first of a direction's block.
+    pub(super) fn write_both(&self, tensor: usize, first: usize, [a, b]: [&mut [f32]; 2]) {
+        match *self {
+            Source::Both(state, direction, epsilon_log2) => {
+                state.write_pair_part(tensor, first, (direction, epsilon_log2), a, b);
+            }
+            _ => {
+                self.write(0, tensor, first, a);
+                self.write(1, tensor, first, b);
+            }
+        }
+    }
+}
+
+/// One of the ends of a source.
+#[derive(Clone, Copy)]
+pub(super) struct Lane<'a> {
+    pub(super) source: &'a Source<'a>,
+    pub(super) end: usize,
+}
+
+/// Which weights are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// Those of a layer.
+    Layer(usize),
+    /// Those in front of the layers and behind them.
+    Around,
+}
+
+/// Where a thread keeps the weights of a language model; empty until the first probe, and in a copy.
+#[derive(Default)]
+pub struct Slot(pub(super) Option<Box<View>>);
+
+impl Clone for Slot {
+    fn clone(&self) -> Slot {
+        // Weights are written in place: a copy must not share them.
+        Slot(None)
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Slot(weights)" } else { "Slot" })
+    }
+}
+
+/// The weights of one end.
+pub(super) struct Weighted {
+    pub(super) model: Model,
+    /// Matrix and bias of the head.
+    pub(super) classifier: Option<(Tensor, Tensor)>,
+}
+
+/// Room for the trained weights, and the transformer over them.
+pub(super) struct View {
+    pub(super) core: Arc<Core>,
+    /// Of each trained tensor, in the order of the flat parameters, the room for its values at all ends, one end
+    /// behind the other; none for a table of which only rows are read. Tensors of one name in different layers
+    /// share theirs.
+    rooms: Vec<Option<Tensor>>,
+    /// By the end.
+    pub(super) ends: Vec<Weighted>,
+    /// The state, where the weights are on a device.
+    #[cfg(feature = "cuda")]
+    pub(super) copy: Option<StateCopy>,
+}
+
+impl View {
+    pub(super) fn new(core: Arc<Core>) -> Result<View> {
+        let by_layer = pass::in_place(&core.device);
+        // A device, which has threads enough, holds all weights of one end.
+        let ends = if by_layer { 2 } else { 1 };
+        let causal = core.spec.task == Task::Causal;
+        let mut shared: BTreeMap<(String, &[usize]), Tensor> = BTreeMap::new();
+        let mut rooms = Vec::with_capacity(core.trained.len());
+        for (name, spec) in core.trained.iter().zip(&core.tensors) {
+            let is_whole = model::is_read_whole(&core.config, name, causal);
+            if by_layer && !is_whole {
+                rooms.push(None);
+                continue;
+            }
+            let shape = [&[ends], &spec.shape[..]].concat();
+            let room = || Tensor::zeros(shape, DType::F32, &core.device);
+            rooms.push(Some(match part_of(name) {
+                Part::Layer(layer) if by_layer => {
+                    let role = name.replacen(&format!(".{layer}."), ".", 1);
+                    match shared.get(&(role.clone(), &spec.shape[..])) {
+                        Some(room) => room.clone(),
+                        None => {
+                            let room = room()?;
+                            shared.insert((role, &spec.shape), room.clone());
+                            room
+                        }
+                    }
+                }
+                _ => room()?,
+            }));
+        }
+        let weighted = |end: usize| -> Result<Weighted> {
+            let mut tensors = core.fixed.clone();
+            let mut tables = BTreeMap::new();
+            for (index, (name, room)) in core.trained.iter().zip(&rooms).enumerate() {
+                if let Some(room) = room {
+                    tensors.insert(name.clone(), room.get(end)?);
+                }
+                if by_layer && !model::is_read_whole(&core.config, name, false) {
+                    tables.insert(name.clone(), (index, core.tensors[index].shape[1]));
+                }
+            }
+            let part = |part: &str| tensors.get(&format!("classifier.{part}")).cloned();
+            let classifier = part("weight").zip(part("bias"));
+            let positions = core.spec.tokens as usize;
+            let weights = Weights { tensors: &tensors, tables: &tables };
+            let model = Model::new(&core.config, &weights, positions, &core.device)?;
+            Ok(Weighted { model, classifier })
+        };
+        let ends = (0..ends).map(weighted).collect::<Result<_>>()?;
+        Ok(View {
+            ends,
+            rooms,
+            core: Arc::clone(&core),
+            #[cfg(feature = "cuda")]
+            copy: None,
+        })
+    }
+
+    /// Writes what a source has beside the layers; on a device, everything. From here on passes run with this
+    /// source alone.
+    pub(super) fn begin(&mut self, source: &Source<'_>) -> Result<()> {
+        if pass::in_place(&self.core.device) {
+            return self.write(source, Part::Around);
+        }
+        #[cfg(feature = "cuda")]
+        if let (candle_core::Device::Cuda(device), Source::One(state, _)) =
+            (&self.core.device, source)
+        {
+            match &mut self.copy {
+                Some(copy) if copy.is_of(&state.mark()) => (),
+                Some(copy) => copy.renew(state)?,
+                None => self.copy = Some(StateCopy::new(device, state)?),
+            }
+        }
+        self.rooms.iter().enumerate().try_for_each(|(tensor, room)| self.fill(source, tensor, room))
+    }
+
+    /// Writes a layer's weights over those of the one before; a device has them.
+    pub(super) fn write_layer(&self, source: &Source<'_>, layer: usize) -> Result<()> {
+        match pass::in_place(&self.core.device) {
+            true => self.write(source, Part::Layer(layer)),
+            false => Ok(()),
+        }
+    }
+
+    fn write(&self, source: &Source<'_>, part: Part) -> Result<()> {
+        let is_of = |tensor: &usize| part_of(&self.core.trained[*tensor]) == part;
+        let own: Vec<usize> = (0..self.rooms.len()).filter(is_of).collect();
+        own.par_iter().try_for_each(|&tensor| self.fill(source, tensor, &self.rooms[tensor]))
+    }
+
+    fn fill(&self, source: &Source<'_>, tensor: usize, room: &Option<Tensor>) -> Result<()> {
+        let Some(room) = room else { return Ok(()) };
+        room.inplace_op1(&op::Write {
+            source,
+            tensor,
+            #[cfg(feature = "cuda")]
+            copy: self.copy.as_ref(),
+        })
+    }
+}
+
+/// Which weights a tensor of this name is among.
+fn part_of(name: &str) -> Part {
+    model::layer_number(name).map_or(Part::Around, Part::Layer)
+}
