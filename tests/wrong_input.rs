@@ -236,6 +236,7 @@ fn numbers_out_of_their_range_are_refused_with_the_range() {
         (&["--rounds", "0"][..], &["rounds", "between 1"][..]),
         (&["--redundancy", "0.5"], &["--redundancy", "between 1 and 4096"]),
         (&["--step=-1"], &["--step", "above 0"]),
+        (&["--decay-from", "101"], &["--decay-from", "between 0 and 100"]),
         (&["--epsilon-log2", "99"], &["epsilon_log2", "between -30 and 10"]),
         (&["--batch", "0"], &["batch", "between 1"]),
         (&["--members", "0"], &["founders", "at least 1"]),

@@ -59,6 +59,10 @@ pub struct RunArgs {
     /// Step size: the sum of absolute coefficients of a round
     #[arg(long)]
     pub step: Option<f64>,
+    /// After so many percent of the rounds the step falls to zero [default: 70]. Where millions of
+    /// parameters are trained, 0
+    #[arg(long, value_name = "PERCENT")]
+    pub decay_from: Option<f64>,
     /// Rows in the minibatch of a probe
     #[arg(long, default_value_t = 64)]
     pub batch: u32,
@@ -138,6 +142,12 @@ impl RunArgs {
         if !(step > 0.0 && step < 256.0) {
             bail!("--step is {step}, must be above 0 and below 256");
         }
+        let template = Manifest::template();
+        let decay_from_permille = match self.decay_from {
+            Some(percent) if (0.0..=100.0).contains(&percent) => (10.0 * percent).round() as u32,
+            Some(percent) => bail!("--decay-from is {percent}, must be between 0 and 100"),
+            None => template.decay_from_permille,
+        };
         let public = self.shards == Shards::Public;
         let members = match &founders {
             Founders::Members(members) => members.len(),
@@ -161,12 +171,13 @@ impl RunArgs {
             batch: self.batch,
             epsilon_log2: self.epsilon_log2,
             step_24: ((step * f64::from(1 << 24)).round() as u32).max(1),
+            decay_from_permille,
             selection: self.selection,
             window: self.window,
             audit_permille: self.audits.unwrap_or(0),
             faulty: self.tolerate,
             founders,
-            ..Manifest::template()
+            ..template
         };
         manifest.check()?;
         let (exponent, probe_s) = measure(&manifest, &*objective, &base, &dataset);

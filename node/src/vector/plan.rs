@@ -275,6 +275,11 @@ fn check(args: &LocalArgs, topology: &Topology) -> Result<()> {
             "--unit-ms must be between 0.001 and 1e9, --exchange-factor at most 1000".into(),
         )?;
     }
+    if args.run.decay_from.is_some() {
+        crate::cli::usage(format!(
+            "--decay-from is for the steps of rounds; leave it out with --algorithm {name}"
+        ))?;
+    }
     if args.run.selection != Rule::Mean {
         crate::cli::usage(format!(
             "--selection is for record sets; leave it out with --algorithm {name}"
