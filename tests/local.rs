@@ -328,6 +328,23 @@ fn the_same_seed_makes_the_same_run_and_another_seed_another_base_model() {
     assert_ne!(line(&first, "base_hash"), line(&other, "base_hash"));
 }
 
+#[test]
+fn the_step_falls_from_where_the_flag_says() {
+    let folder = folder();
+    let path = folder.path().join("run.toml");
+    for (flags, line) in [
+        (&[][..], "decay_from_permille = 700"),
+        (&["--decay-from", "0"], "decay_from_permille = 0"),
+        (&["--decay-from", "12.5"], "decay_from_permille = 125"),
+    ] {
+        let common = ["init", "--force", "--out", text(&path), "--model", "softmax"];
+        let ended = run(&[&common[..], flags].concat());
+        assert_eq!(ended.code, 0, "{ended:#?}");
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert!(written.lines().any(|found| found == line), "{line}: {written}");
+    }
+}
+
 /// Short: two heights on the real images. That the figure of the README is reached is measured,
 /// not tested.
 #[test]
