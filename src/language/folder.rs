@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::config::{Config, Kind, Stretch};
 use super::tokenizer::Tokenizer;
 use crate::data::source::{Found, Look, OpenFile, read_all};
-use crate::tensors::{Dtype, Stored, TensorsFile, read_range};
+use crate::tensors::{Dtype, Stored, TensorsError, TensorsFile, read_range};
 
 /// Why a folder holds no model.
 #[derive(Debug, Error)]
@@ -321,14 +321,18 @@ fn safetensors(path: &Path, look: Look<'_>) -> Result<Folder, FolderError> {
     let mut files = Vec::new();
     let mut tensors = BTreeMap::new();
     let mut add = |name: &str, file: Box<dyn OpenFile>| {
-        let weights = TensorsFile::open(file).map_err(|error| fail(name, error.to_string()))?;
+        let path = path.join(name);
+        let weights = TensorsFile::open(file).map_err(|error| match error {
+            TensorsError::Read(source) => FolderError::Read { path: path.clone(), source },
+            damaged => fail(name, format!("{damaged}; fetch it again")),
+        })?;
         for tensor in weights.names() {
             if let Some(stored) = weights.tensor(&tensor) {
                 tensors.insert(tensor, Place { file: files.len(), stored });
             }
         }
         let file = RefCell::new(weights.into_inner());
-        files.push(Weights { path: path.join(name), file });
+        files.push(Weights { path, file });
         Ok(())
     };
     match open(&path.join(whole), look)? {
