@@ -238,6 +238,19 @@ impl State {
         self.split(1).iter_mut().for_each(|part| part.apply(payouts));
     }
 
+    /// The same in up to so many threads, each of which gets a quarter of a millisecond's work at least.
+    pub fn apply_in_threads(&mut self, threads: usize, payouts: &[Payout]) {
+        let work = payouts.len().saturating_mul(self.layout.dim());
+        let mut parts = self.split((work / THREAD_WORK_MIN).clamp(1, threads.max(1)));
+        let Some((own, others)) = parts.split_first_mut() else { return };
+        std::thread::scope(|scope| {
+            for part in others {
+                scope.spawn(|| part.apply(payouts));
+            }
+            own.apply(payouts);
+        });
+    }
+
     /// Splits the parameters into at most `parts` of about equal size. What is applied to all of them,
     /// in whatever order or at once, is applied to the state.
     ///
@@ -503,24 +516,22 @@ impl Part<'_> {
         let mut changes = Vec::with_capacity(payouts.len());
         for Piece { tensor, lsb_log2, superblock, values } in &mut self.pieces {
             changes.clear();
-            changes.extend(changes_of(payouts, *lsb_log2));
+            let all = payouts.iter().map(|payout| (payout.direction, change_of(payout, *lsb_log2)));
+            changes.extend(all.filter(|(_, change)| *change != 0));
             add_directions(values, *tensor, *superblock, &changes);
         }
     }
 }
 
-/// What payouts add along their directions to a tensor with this LSB, where it is not nothing.
-pub(crate) fn changes_of(
-    payouts: &[Payout],
-    lsb_log2: i32,
-) -> impl Iterator<Item = (Direction, i32)> + '_ {
-    payouts.iter().filter_map(move |payout| {
-        let (from, to) = (shift(payout.from, lsb_log2), shift(payout.to, lsb_log2));
-        // The state counts modulo 2^32, and so may its changes.
-        let change = to.wrapping_sub(from) as i32;
-        (change != 0).then_some((payout.direction, change))
-    })
+/// What a payout adds along its direction to a tensor with this LSB.
+pub(crate) fn change_of(payout: &Payout, lsb_log2: i32) -> i32 {
+    let (from, to) = (shift(payout.from, lsb_log2), shift(payout.to, lsb_log2));
+    // The state counts modulo 2^32, and so may its changes.
+    to.wrapping_sub(from) as i32
 }
+
+/// Parameters times directions for which a thread of its own is worth while.
+const THREAD_WORK_MIN: usize = 1 << 22;
 
 /// From so many directions on, counters of bits are faster than adding eight at a time; measured.
 const SLICED_MIN: usize = 16;

@@ -22,9 +22,6 @@ use rumormill::spsa::projected_gradient;
 
 use crate::data::look;
 
-/// Parameters from which on a step is applied by two threads: a millisecond of work.
-const TWO_THREADS_MIN: usize = 1 << 24;
-
 /// What to train, and how.
 #[derive(Args)]
 pub struct LanguageArgs {
@@ -128,18 +125,11 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
     }
 }
 
-/// Applies a step, a large one in two threads, as the daemon does.
+/// Applies a step, a large one in all cores.
 fn apply(model: &LanguageModel, state: &mut State, payouts: &[Payout], scratch: &mut Scratch) {
     let before = state.mark();
-    let mut parts = state.split(if state.layout().dim() < TWO_THREADS_MIN { 1 } else { 2 });
-    if let Some((own, other)) = parts.split_first_mut() {
-        std::thread::scope(|scope| {
-            for part in other {
-                scope.spawn(|| part.apply(payouts));
-            }
-            own.apply(payouts);
-        });
-    }
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    state.apply_in_threads(cores, payouts);
     model.applied(&before, payouts, state, scratch);
 }
 
@@ -176,12 +166,7 @@ fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usi
     });
     println!("part,median_ms,least_ms");
     println!("step,{:.2},{:.2}", probe.0 + apply.0, probe.1 + apply.1);
-    if args.device == Device::Cpu {
-        println!("two forwards,{:.2},{:.2}", probe.0 - write.0, probe.1 - write.1);
-        println!("writing both ends,{:.2},{:.2}", write.0, write.1);
-    } else {
-        // A device writes its own views, and does not say how long that took.
-        println!("probe,{:.2},{:.2}", probe.0, probe.1);
-    }
+    println!("two forwards,{:.2},{:.2}", probe.0 - write.0, probe.1 - write.1);
+    println!("writing both ends,{:.2},{:.2}", write.0, write.1);
     println!("update of the state,{:.2},{:.2}", apply.0, apply.1);
 }

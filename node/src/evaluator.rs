@@ -27,9 +27,6 @@ const RESULTS_MAX: usize = 256;
 /// they cost far less; more than so many save nothing.
 const CHANGES_MAX: usize = 4096;
 
-/// Parameters times directions from which on changes are made by two threads: a millisecond of work.
-const TWO_THREADS_MIN: usize = 1 << 24;
-
 /// Beyond this magnitude, in LSBs, a parameter is about to leave its range.
 const STATE_MAX: u32 = 1 << 30;
 
@@ -235,11 +232,13 @@ struct Measured {
     rows: Option<Arc<Vec<u32>>>,
     population: usize,
     keep: bool,
+    /// That change the model, two at least.
+    threads: usize,
 }
 
 impl Worker {
     fn new(task: Task, settings: ProbeSettings) -> Worker {
-        let Task { objective, rows, population, base, keep, .. } = task;
+        let Task { objective, rows, population, base, keep, threads } = task;
         Worker {
             deceit: None,
             // Moved, not copied: a model may be most of what fits.
@@ -247,7 +246,7 @@ impl Worker {
             trailing: None,
             scratch: Scratch::default(),
             batch: vec![0; settings.batch],
-            task: Measured { objective, rows, population, keep },
+            task: Measured { objective, rows, population, keep, threads: threads.max(2) },
             settings,
         }
     }
@@ -324,16 +323,8 @@ impl Worker {
     fn apply(&mut self, changes: &[Change]) {
         let run = &self.settings.run;
         let payouts: Vec<Payout> = changes.iter().map(|change| change.payout(run)).collect();
-        let work = payouts.len().saturating_mul(self.state.layout().dim());
         let before = self.state.mark();
-        let mut parts = self.state.split(if work < TWO_THREADS_MIN { 1 } else { 2 });
-        let Some((own, other)) = parts.split_first_mut() else { return };
-        std::thread::scope(|scope| {
-            for part in other {
-                scope.spawn(|| part.apply(&payouts));
-            }
-            own.apply(&payouts);
-        });
+        self.state.apply_in_threads(self.task.threads, &payouts);
         self.task.objective.applied(&before, &payouts, &self.state, &mut self.scratch);
     }
 

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::config::{Config, Kind, Stretch};
 use super::model::{Batch, Linear, Table, Weights, linear_shapes};
-use super::pass::{self, Angles};
+use super::op::{self, Angles};
 use super::view::Lane;
 
 /// A Llama-like decoder over a set of weights.
@@ -136,7 +136,7 @@ impl Decoder {
     }
 
     pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
-        self.words.read(&batch.ids, lane, batch.places.device())
+        self.words.read(&batch.ids, lane, &batch.device)
     }
 
     pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
@@ -144,13 +144,13 @@ impl Decoder {
         let normal = self.normalize(x, &layer.attention_norm)?;
         let (q, k) = (layer.query.apply(&normal)?, layer.key.apply(&normal)?);
         let v = layer.value.apply(&normal)?;
-        let turned = |x| pass::rotate(x, self.head, batch, &self.angles);
+        let turned = |x| op::rotate(x, self.head, batch, &self.angles);
         let (q, k) = (turned(q)?, turned(k)?);
-        let seen = pass::attention([&q, &k, &v], batch, self.head, self.causal)?;
+        let seen = op::attention([&q, &k, &v], batch, self.head, self.causal)?;
         let x = layer.output.apply_and_add(&seen, x)?;
         let normal = self.normalize(&x, &layer.norm)?;
         let gate = layer.gate.apply(&normal)?;
-        let gate = pass::silu_times(gate, &layer.up.apply(&normal)?)?;
+        let gate = op::silu_times(gate, &layer.up.apply(&normal)?)?;
         layer.down.apply_and_add(&gate, &x)
     }
 
@@ -160,6 +160,6 @@ impl Decoder {
     }
 
     fn normalize(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        pass::rms_norm(x, weight, self.epsilon)
+        op::rms_norm(x, weight, self.epsilon)
     }
 }

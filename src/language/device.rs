@@ -66,9 +66,7 @@ impl Device {
 
 #[cfg(feature = "cuda")]
 fn cuda(card: usize) -> Result<candle_core::Device, String> {
-    // One stream for all threads: candle's usual one is another for each thread, and weights that one thread
-    // has sent need not have arrived where another uses them.
-    candle_core::Device::new_cuda_with_stream(card).map_err(|error| {
+    super::cuda::open(card).map_err(|error| {
         let error = error.to_string();
         let first = error.lines().next().unwrap_or_default();
         format!(

@@ -7,7 +7,7 @@ use candle_core::{Result, Tensor};
 use super::config::{Config, Kind};
 use super::kernel::Activation;
 use super::model::{Batch, Linear, Table, Weights, linear_shapes};
-use super::pass;
+use super::op;
 use super::view::Lane;
 
 /// A BERT-like encoder over a set of weights.
@@ -34,7 +34,7 @@ impl Norm {
     }
 
     fn apply(&self, x: Tensor) -> Result<Tensor> {
-        pass::layer_norm(x, &self.weight, &self.bias, self.epsilon)
+        op::layer_norm(x, &self.weight, &self.bias, self.epsilon)
     }
 }
 
@@ -163,12 +163,12 @@ impl Encoder {
     }
 
     pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
-        let device = batch.places.device();
+        let device = &batch.device;
         let rows: Vec<u32> = batch.positions.iter().map(|at| at + self.first_position).collect();
         let x = self.words.read(&batch.ids, lane, device)?;
-        let x = pass::add(x, &self.positions.read(&rows, lane, device)?)?;
+        let x = op::add(x, &self.positions.read(&rows, lane, device)?)?;
         let x = match &self.types {
-            Some(types) => pass::add_bias(x, &types.get(0)?)?,
+            Some(types) => op::add_bias(x, &types.get(0)?)?,
             None => x,
         };
         self.norm.apply(x)
@@ -178,7 +178,7 @@ impl Encoder {
         let layer = &self.layers[index];
         let (q, k) = (layer.query.apply(x)?, layer.key.apply(x)?);
         let v = layer.value.apply(x)?;
-        let seen = pass::attention([&q, &k, &v], batch, layer.head, None)?;
+        let seen = op::attention([&q, &k, &v], batch, layer.head, None)?;
         let mixed = layer.attention_norm.apply(layer.output.apply_and_add(&seen, x)?)?;
         let wide = layer.wide.apply_bent(&mixed, layer.activation)?;
         layer.norm.apply(layer.narrow.apply_and_add(&wide, &mixed)?)

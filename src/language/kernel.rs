@@ -302,6 +302,29 @@ pub(super) fn rotate(
     });
 }
 
+/// The product of two rows.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0f32; 16];
+    let (a, a_rest) = a.as_chunks::<16>();
+    let (b, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a.iter().zip(b) {
+        (0..16).for_each(|lane| lanes[lane] += a[lane] * b[lane]);
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The mean of rows as long as `out`, of length √width.
+pub(super) fn pool(values: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for row in values.chunks_exact(out.len()) {
+        out.iter_mut().zip(row).for_each(|(mean, value)| *mean += value);
+    }
+    let length = dot(out, out).sqrt();
+    let scale = (out.len() as f32).sqrt() / length.max(f32::MIN_POSITIVE);
+    out.iter_mut().for_each(|mean| *mean *= scale);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@
 //! Sequences are packed, not padded; matrix products are candle's, the rest is in [`kernel`].
 //!
 //! **Devices.** With the feature `cuda` all this can be on an NVIDIA card ([`device`]), which holds all weights of
-//! one end: they are made there from keys, to the same bits, and the passes between products are candle's own.
+//! one end: they are made there from keys, to the same bits, and what lies between the products is in kernels of ours.
 //!
 //! **What does not change is computed once.** If the lowest layers are not trained, their output for a
 //! training row is the same in every probe and is kept.
@@ -52,8 +52,6 @@ mod model;
 mod objective;
 #[cfg(feature = "language")]
 mod op;
-#[cfg(feature = "language")]
-mod pass;
 #[cfg(all(test, feature = "language"))]
 mod tests;
 #[cfg(feature = "language")]

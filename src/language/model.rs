@@ -8,7 +8,7 @@ use super::config::{Config, Kind};
 use super::decoder::{self, Decoder};
 use super::encoder::{self, Encoder};
 use super::kernel::Activation;
-use super::pass::{self, Groups};
+use super::op;
 use super::view::Lane;
 
 /// How much an adapter's product counts.
@@ -20,16 +20,28 @@ pub(super) struct Batch {
     pub(super) ids: Vec<u32>,
     /// The position of each token in its sequence.
     pub(super) positions: Vec<u32>,
-    /// The same on the device of the weights.
-    pub(super) places: Tensor,
     /// Where each sequence begins, and the end of the last.
     pub(super) offsets: Vec<usize>,
-    /// The sequences as attention on a device takes them.
-    pub(super) groups: Option<Groups>,
+    /// Where the weights are.
+    pub(super) device: Device,
+    /// What kernels of a device read there.
+    #[cfg(feature = "cuda")]
+    pub(super) on_device: Option<OnDevice>,
+}
+
+/// A batch on a device.
+#[cfg(feature = "cuda")]
+pub(super) struct OnDevice {
+    /// The position of each token in its sequence.
+    pub(super) positions: Tensor,
+    /// What attention's blocks of threads work on.
+    pub(super) tiles: Tensor,
 }
 
 impl Batch {
-    pub(super) fn new(config: &Config, sequences: &[&[u32]], device: &Device) -> Result<Batch> {
+    /// A batch for heads of so many values.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+    pub(super) fn new(head: usize, sequences: &[&[u32]], device: &Device) -> Result<Batch> {
         let mut offsets = vec![0];
         let (mut ids, mut positions) = (Vec::new(), Vec::new());
         for sequence in sequences {
@@ -37,9 +49,26 @@ impl Batch {
             positions.extend(0..sequence.len() as u32);
             offsets.push(ids.len());
         }
-        let places = Tensor::from_slice(&positions, positions.len(), device)?;
-        let groups = Groups::new(&offsets, config.causal(), device)?;
-        Ok(Batch { ids, positions, places, offsets, groups })
+        #[cfg(feature = "cuda")]
+        let on_device = match device.is_cpu() {
+            true => None,
+            false => {
+                let tiles = super::cuda::pass::tiles(&offsets, head);
+                let count = tiles.len();
+                Some(OnDevice {
+                    positions: Tensor::from_slice(&positions, positions.len(), device)?,
+                    tiles: Tensor::from_vec(tiles, count, device)?,
+                })
+            }
+        };
+        Ok(Batch {
+            ids,
+            positions,
+            offsets,
+            device: device.clone(),
+            #[cfg(feature = "cuda")]
+            on_device,
+        })
     }
 }
 
@@ -164,14 +193,14 @@ impl Linear {
         let y = x.matmul(&self.weight)?;
         let Some((down, up)) = &self.adapter else { return Ok(y) };
         let low = (x.matmul(down)? * ADAPTER_SCALE)?;
-        pass::add(y, &low.matmul(up)?)
+        op::add(y, &low.matmul(up)?)
     }
 
     /// `x Wᵀ + b`.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.product(x)?;
         match &self.bias {
-            Some(bias) => pass::add_bias(y, bias),
+            Some(bias) => op::add_bias(y, bias),
             None => Ok(y),
         }
     }
@@ -180,8 +209,8 @@ impl Linear {
     pub(super) fn apply_and_add(&self, x: &Tensor, other: &Tensor) -> Result<Tensor> {
         let y = self.product(x)?;
         match &self.bias {
-            Some(bias) => pass::add_bias_and(y, bias, other),
-            None => pass::add(y, other),
+            Some(bias) => op::add_bias_and(y, bias, other),
+            None => op::add(y, other),
         }
     }
 
@@ -189,7 +218,7 @@ impl Linear {
     pub(super) fn apply_bent(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let y = self.product(x)?;
         let bias = self.bias.as_ref().expect("an encoder's layers have biases");
-        pass::bias_activation(y, bias, activation)
+        op::bias_activation(y, bias, activation)
     }
 }
 

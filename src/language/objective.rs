@@ -9,27 +9,27 @@ use super::data::{Texts, Tokens};
 use super::decoder::Decoder;
 use super::device::Device;
 use super::folder::Folder;
-use super::kernel;
+use super::kernel::{self, dot};
 use super::load::{Core, LanguageError};
 use super::model::{Batch, Model};
+use super::op;
 use super::spec::{Head, LanguageSpec, Task};
-use super::view::{Lane, Source, View};
-use super::{op, pass};
+use super::view::{self, Lane, Source, View};
 use crate::data::Dataset;
 use crate::direction::Direction;
 use crate::objective::{Evaluation, Objective, Scratch, Split};
 use crate::params::{Mark, Payout, State, TensorSpec};
 
-/// Tokens of a forward pass of an evaluation.
-const EVALUATION_TOKENS: usize = 2048;
+/// Tokens of a forward pass of an evaluation, and of one on a device.
+const EVALUATION_TOKENS: [usize; 2] = [1 << 11, 1 << 14];
 
 /// About how many tokens a pass has. What a pass holds beside hidden states is several times as much, and only as many are under
 /// way as there are threads; but each packs the weights for its products again. With half as many a step of 64 texts
 /// takes 2 % longer, with four times as many it holds 50 MB more.
 const PASS_TOKENS: usize = 1024;
 
-/// Values of logits computed at a time.
-const LOGITS_MAX: usize = 1 << 22;
+/// Values of logits computed at a time by all threads, and on a device.
+const LOGITS_MAX: [usize; 2] = [1 << 22, 1 << 26];
 
 /// What multiplies the cosine to a prototype.
 const PROTOTYPE_SCALE: f32 = 20.0;
@@ -229,8 +229,7 @@ impl LanguageModel {
         Ok((plus[0], minus[0]))
     }
 
-    /// What a probe does beside its two forward passes, to measure it: writes the weights at both ends. Nothing on
-    /// a device, which has its own way.
+    /// What a probe does beside its two forward passes, to measure it: writes the weights at both ends.
     pub fn write_ends(
         &self,
         state: &State,
@@ -242,13 +241,14 @@ impl LanguageModel {
         let rows = self.rows(Split::Train, self.within_budget(batch));
         self.with_view(scratch, |view| {
             let both = Source::Both(state, direction, epsilon_log2);
-            if view.ends.len() == both.ends() {
-                view.begin(&both)?;
-                self.enter(view, &both, both.ends(), &rows)?;
-                (0..self.core.config.layers)
-                    .try_for_each(|layer| view.write_layer(&both, layer))?;
+            if view.ends.len() < both.ends() {
+                // A device, on which all weights of an end are written at its begin.
+                (0..both.ends()).try_for_each(|end| view.begin(&both.at(end)))?;
+                return self.core.device.synchronize();
             }
-            Ok(())
+            view.begin(&both)?;
+            self.enter(view, &both, both.ends(), &rows)?;
+            (0..self.core.config.layers).try_for_each(|layer| view.write_layer(&both, layer))
         });
     }
 
@@ -277,7 +277,7 @@ impl LanguageModel {
         items: Vec<T>,
         work: impl Fn(T) -> CandleResult<U> + Sync + Send,
     ) -> CandleResult<Vec<U>> {
-        match pass::in_place(&self.core.device) {
+        match view::by_layer(&self.core.device) {
             true => items.into_par_iter().map(work).collect(),
             false => items.into_iter().map(work).collect(),
         }
@@ -293,12 +293,12 @@ impl LanguageModel {
         rows: &Rows<'_>,
     ) -> CandleResult<Vec<Pass>> {
         let core = &self.core;
-        let parts = match pass::in_place(&core.device) {
+        let parts = match view::by_layer(&core.device) {
             true => parts(rows.tokens(), rayon::current_num_threads(), ends),
             false => 1,
         };
         let pieces = self.spread(rows.split(parts), |piece| {
-            let batch = Batch::new(&core.config, &piece.sequences, &core.device)?;
+            let batch = Batch::new(core.config.head, &piece.sequences, &core.device)?;
             let kept = match piece.are_kept() {
                 true => Some(self.kept(view, source, &piece)?),
                 false => None,
@@ -355,7 +355,7 @@ impl LanguageModel {
         let width = config.hidden;
         let pieces = self.remembered(rows, |rows| {
             let model = &view.ends[0].model;
-            let batch = Batch::new(config, &rows.sequences, device)?;
+            let batch = Batch::new(config.head, &rows.sequences, device)?;
             let mut x = model.embed(&batch, Lane { source, end: 0 })?;
             for layer in 0..*depth {
                 x = model.layer(layer, &x, &batch)?;
@@ -413,10 +413,8 @@ impl LanguageModel {
         let width = self.core.config.hidden;
         let passes = self.states(view, source, ends, rows)?;
         self.gather(ends, passes, |pass| {
-            op::with(&pass.x, |values| {
-                let one = |pair: &[usize]| pool(&values[pair[0] * width..pair[1] * width], width);
-                pass.batch.offsets.windows(2).map(one).collect()
-            })
+            let vectors = op::pool(&pass.x, &pass.batch.offsets)?;
+            op::with(&vectors, |values| values.chunks_exact(width).map(Box::from).collect())
         })
     }
 
@@ -503,7 +501,11 @@ impl LanguageModel {
     fn predict(&self, view: &View, source: &Source<'_>, rows: &Rows<'_>) -> CandleResult<Vec<Sum>> {
         let ends = source.ends();
         let vocabulary = self.core.config.vocabulary;
-        let chunk = (LOGITS_MAX / rayon::current_num_threads() / vocabulary).max(1);
+        let logits = match view::by_layer(&self.core.device) {
+            true => LOGITS_MAX[0] / rayon::current_num_threads(),
+            false => LOGITS_MAX[1],
+        };
+        let chunk = (logits / vocabulary).max(1);
         let passes = self.states(view, source, ends, rows)?;
         let losses = self.gather(ends, passes, |Pass { end, batch, x }| {
             let decoder = decoder(view, *end);
@@ -518,7 +520,7 @@ impl LanguageModel {
             let mut losses = Vec::with_capacity(targets.len());
             for (at, targets) in targets.chunks(chunk).enumerate() {
                 let logits = x.narrow(0, at * chunk, targets.len())?.matmul(&output)?;
-                losses.extend(pass::losses(&logits, targets)?);
+                losses.extend(op::losses(&logits, targets)?);
             }
             Ok(losses)
         })?;
@@ -540,13 +542,14 @@ impl LanguageModel {
         view.begin(source)?;
         let sequences = &self.tokens(split).sequences;
         let all: Vec<u32> = (0..sequences.len() as u32).collect();
+        let most = EVALUATION_TOKENS[usize::from(!view::by_layer(&self.core.device))];
         let mut total = Sum::default();
         let mut rest = &all[..];
         while !rest.is_empty() {
             let mut tokens = 0;
             let fits = rest.iter().take_while(|row| {
                 tokens += sequences[**row as usize].len();
-                tokens <= EVALUATION_TOKENS
+                tokens <= most
             });
             let (rows, after) = rest.split_at(fits.count().max(1));
             rest = after;
@@ -567,28 +570,6 @@ fn decoder(view: &View, end: usize) -> &Decoder {
         Model::Decoder(decoder) => decoder,
         Model::Encoder(_) => unreachable!("asked for where the model is a decoder"),
     }
-}
-
-fn pool(values: &[f32], width: usize) -> Box<[f32]> {
-    let mut mean = vec![0f32; width];
-    for row in values.chunks_exact(width) {
-        mean.iter_mut().zip(row).for_each(|(mean, value)| *mean += value);
-    }
-    let length = dot(&mean, &mean).sqrt();
-    let scale = (width as f32).sqrt() / length.max(f32::MIN_POSITIVE);
-    mean.iter_mut().for_each(|mean| *mean *= scale);
-    mean.into()
-}
-
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0f32; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a.iter().zip(b) {
-        (0..16).for_each(|lane| lanes[lane] += a[lane] * b[lane]);
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    lanes.iter().sum::<f32>() + rest
 }
 
 impl Objective for LanguageModel {

@@ -1,8 +1,12 @@
-//! The kernels as candle operations: in place on tensors that nobody else holds.
+//! What lies between the matrix products of a forward pass, as candle operations: in main memory the kernels of
+//! [`kernel`], on a device those of [`cuda::pass`](super::cuda::pass); in place on tensors that nobody else holds.
+//!
+//! A device's results differ from the processor's in the last bits, as those of two processors do; probes are
+//! measured, not agreed upon.
 
 use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, InplaceOp1, InplaceOp2, InplaceOp3, Layout, Result, Shape,
-    Tensor, bail,
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Device, InplaceOp1, InplaceOp2, InplaceOp3,
+    Layout, Result, Shape, Storage, Tensor, bail,
 };
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Slice};
@@ -12,8 +16,9 @@ use rayon::prelude::*;
 use candle_core::{CudaStorage, backend::BackendStorage};
 
 #[cfg(feature = "cuda")]
-use super::cuda::StateCopy;
+use super::cuda::{pass, state::StateCopy};
 use super::kernel::{self, Activation};
+use super::model::Batch;
 use super::view::Source;
 use crate::direction::BLOCK_PARAMETERS;
 
@@ -32,28 +37,30 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut
     }
 }
 
-/// Reads a tensor's values; those on a device are copied.
+/// Reads a tensor's values; those on a device are copied, and not all of the view that a weight is a part of.
 pub(super) fn with<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result<T> {
-    if !tensor.device().is_cpu() {
-        return Ok(read(&tensor.flatten_all()?.to_vec1::<f32>()?));
-    }
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
-        candle_core::Storage::Cpu(storage) => Ok(read(slice(storage, layout)?)),
-        _ => bail!("a tensor in main memory was expected"),
+        Storage::Cpu(storage) => Ok(read(slice(storage, layout)?)),
+        #[cfg(feature = "cuda")]
+        Storage::Cuda(storage) => {
+            let Some((from, to)) = layout.contiguous_offsets() else {
+                bail!("a contiguous tensor was expected")
+            };
+            let values = storage.as_cuda_slice::<f32>()?.slice(from..to);
+            Ok(read(&storage.device().clone_dtoh(&values)?))
+        }
+        _ => bail!("a tensor in main memory or on a card was expected"),
     }
 }
 
 /// Parameters written by one thread at a time: whole blocks of a direction's signs.
 const WRITE_CHUNK: usize = 128 * BLOCK_PARAMETERS;
 
-/// Writes a tensor of a source over a weight, whose first dimension is the ends.
+/// Writes a tensor of a source over a weight in main memory, whose first dimension is the ends.
 pub(super) struct Write<'a> {
     pub(super) source: &'a Source<'a>,
     pub(super) tensor: usize,
-    /// Where the weight is on a device, the state's copy there.
-    #[cfg(feature = "cuda")]
-    pub(super) copy: Option<&'a StateCopy>,
 }
 
 impl InplaceOp1 for Write<'_> {
@@ -77,29 +84,49 @@ impl InplaceOp1 for Write<'_> {
         }
         Ok(())
     }
+}
+
+/// Writes all tensors of a source of one end, one behind the other.
+pub(super) struct WriteAll<'a> {
+    pub(super) source: &'a Source<'a>,
+    /// Where each begins, and its length.
+    pub(super) places: &'a [(usize, usize)],
+    /// The copy of the source's state on the device.
+    #[cfg(feature = "cuda")]
+    pub(super) copy: Option<&'a StateCopy>,
+}
+
+impl InplaceOp1 for WriteAll<'_> {
+    fn name(&self) -> &'static str {
+        "write-all-weights"
+    }
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let out = slice_mut(storage, layout)?;
+        for (tensor, &(at, len)) in self.places.iter().enumerate() {
+            self.source.write(0, tensor, 0, &mut out[at..at + len]);
+        }
+        Ok(())
+    }
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &mut CudaStorage, layout: &Layout) -> Result<()> {
-        match *self.source {
-            Source::One(state, end) => {
-                let copy = self.copy.expect("a view on a device has a copy of the state there");
-                copy.write(state, self.tensor, end, storage, layout)
-            }
-            Source::Given(&[values], core) => {
+        match (self.source, self.copy) {
+            (&Source::One(state, end), Some(copy)) => copy.write(state, end, storage, layout),
+            (&Source::Given(&[values], core), _) => {
                 let device = storage.device().clone();
-                let Some((from, to)) = layout.contiguous_offsets() else {
-                    bail!("a contiguous tensor was expected")
-                };
-                let values = &values[core.offsets[self.tensor]..][..to - from];
-                let mut out = storage.as_cuda_slice_mut::<f32>()?.slice_mut(from..to);
-                device.memcpy_htod(values, &mut out)
+                let out = storage.as_cuda_slice_mut::<f32>()?;
+                for (&(at, len), &from) in self.places.iter().zip(&core.offsets) {
+                    let mut out = out.slice_mut(at..at + len);
+                    device.memcpy_htod(&values[from..from + len], &mut out)?;
+                }
+                Ok(())
             }
-            _ => bail!("a device holds the weights of one end"),
+            _ => bail!("a device has the weights of one end, and a copy of their state"),
         }
     }
 }
 
 /// `x + bias`.
-pub(super) struct AddBias;
+struct AddBias;
 
 impl InplaceOp2 for AddBias {
     fn name(&self) -> &'static str {
@@ -109,10 +136,20 @@ impl InplaceOp2 for AddBias {
         kernel::add_bias(slice_mut(x, xl)?, slice(b, bl)?);
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        xl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<()> {
+        pass::add_bias((x, xl), (b, bl))
+    }
 }
 
 /// `activation(x + bias)`.
-pub(super) struct BiasActivation(pub(super) Activation);
+struct BiasActivation(Activation);
 
 impl InplaceOp2 for BiasActivation {
     fn name(&self) -> &'static str {
@@ -122,10 +159,20 @@ impl InplaceOp2 for BiasActivation {
         kernel::bias_activation(slice_mut(x, xl)?, slice(b, bl)?, self.0);
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        xl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<()> {
+        pass::bias_activation((x, xl), (b, bl), self.0)
+    }
 }
 
 /// `x + other`.
-pub(super) struct Add;
+struct Add;
 
 impl InplaceOp2 for Add {
     fn name(&self) -> &'static str {
@@ -135,10 +182,20 @@ impl InplaceOp2 for Add {
         kernel::add(slice_mut(x, xl)?, slice(o, ol)?);
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        xl: &Layout,
+        o: &CudaStorage,
+        ol: &Layout,
+    ) -> Result<()> {
+        pass::add((x, xl), (o, ol))
+    }
 }
 
 /// `silu(x) · other`.
-pub(super) struct SiluTimes;
+struct SiluTimes;
 
 impl InplaceOp2 for SiluTimes {
     fn name(&self) -> &'static str {
@@ -148,10 +205,20 @@ impl InplaceOp2 for SiluTimes {
         kernel::silu_times(slice_mut(x, xl)?, slice(o, ol)?);
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        xl: &Layout,
+        o: &CudaStorage,
+        ol: &Layout,
+    ) -> Result<()> {
+        pass::silu_times((x, xl), (o, ol))
+    }
 }
 
 /// `x + bias + other`.
-pub(super) struct AddBiasAnd;
+struct AddBiasAnd;
 
 impl InplaceOp3 for AddBiasAnd {
     fn name(&self) -> &'static str {
@@ -169,10 +236,22 @@ impl InplaceOp3 for AddBiasAnd {
         kernel::add_bias_and(slice_mut(x, xl)?, slice(b, bl)?, slice(o, ol)?);
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        xl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+        o: &CudaStorage,
+        ol: &Layout,
+    ) -> Result<()> {
+        pass::add_bias_and((x, xl), (b, bl), (o, ol))
+    }
 }
 
 /// Layer normalization with this epsilon.
-pub(super) struct LayerNorm(pub(super) f32);
+struct LayerNorm(f32);
 
 impl InplaceOp3 for LayerNorm {
     fn name(&self) -> &'static str {
@@ -190,10 +269,22 @@ impl InplaceOp3 for LayerNorm {
         kernel::layer_norm(slice_mut(x, xl)?, slice(w, wl)?, slice(b, bl)?, self.0);
         Ok(())
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+        b: &CudaStorage,
+        bl: &Layout,
+    ) -> Result<()> {
+        pass::layer_norm((x, xl), (w, wl), (b, bl), self.0)
+    }
 }
 
 /// Root-mean-square normalization with this epsilon.
-pub(super) struct RmsNorm(pub(super) f32);
+struct RmsNorm(f32);
 
 impl CustomOp2 for RmsNorm {
     fn name(&self) -> &'static str {
@@ -211,14 +302,54 @@ impl CustomOp2 for RmsNorm {
         kernel::rms_norm(values, slice(w, wl)?, self.0, &mut out);
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        w: &CudaStorage,
+        wl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((pass::rms_norm((x, xl), (w, wl), self.0)?, xl.shape().clone()))
+    }
 }
 
-/// Rotary positions, as a table of half a head a position.
-pub(super) struct Rotate<'a> {
-    pub(super) head: usize,
-    pub(super) positions: &'a [u32],
-    pub(super) cos: &'a [f32],
-    pub(super) sin: &'a [f32],
+/// Cosines and sines of rotary positions, half a head a position.
+pub(super) struct Angles {
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+    /// The same on a device.
+    #[cfg(feature = "cuda")]
+    tables: Option<[Tensor; 2]>,
+}
+
+impl Angles {
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables))]
+    pub(super) fn new([cos, sin]: [Vec<f32>; 2], half: usize, device: &Device) -> Result<Angles> {
+        #[cfg(feature = "cuda")]
+        let tables = match device.is_cpu() {
+            true => None,
+            false => {
+                let table = |values: &[f32]| {
+                    Tensor::from_slice(values, (values.len() / half.max(1), half), device)
+                };
+                Some([table(&cos)?, table(&sin)?])
+            }
+        };
+        Ok(Angles {
+            cos,
+            sin,
+            #[cfg(feature = "cuda")]
+            tables,
+        })
+    }
+}
+
+/// Turns the values of heads by the angles of their tokens' positions.
+struct Rotate<'a> {
+    head: usize,
+    batch: &'a Batch,
+    angles: &'a Angles,
 }
 
 impl InplaceOp1 for Rotate<'_> {
@@ -227,20 +358,26 @@ impl InplaceOp1 for Rotate<'_> {
     }
     fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout) -> Result<()> {
         let width = xl.dims()[1];
-        let values = slice_mut(x, xl)?;
-        kernel::rotate(values, width, self.head, self.positions, self.cos, self.sin);
+        let Angles { cos, sin, .. } = self.angles;
+        kernel::rotate(slice_mut(x, xl)?, width, self.head, &self.batch.positions, cos, sin);
         Ok(())
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &mut CudaStorage, xl: &Layout) -> Result<()> {
+        let (Some([cos, sin]), Some(places)) = (&self.angles.tables, &self.batch.on_device) else {
+            bail!("angles and positions on the device were expected")
+        };
+        pass::rotate((x, xl), self.head, &places.positions, [cos, sin])
     }
 }
 
-/// Attention within each of the sequences that are packed in a matrix of tokens.
-pub(super) struct Attention<'a> {
-    /// Where each sequence begins, and the end of the last.
-    pub(super) offsets: &'a [usize],
+/// Attention within each of the sequences of a batch, which are packed in a matrix of tokens.
+struct Attention<'a> {
+    batch: &'a Batch,
     /// Values a head.
-    pub(super) head: usize,
+    head: usize,
     /// Whether a token sees no later one, and how many earlier ones, itself included.
-    pub(super) causal: Option<usize>,
+    causal: Option<usize>,
 }
 
 impl Attention<'_> {
@@ -295,8 +432,8 @@ impl CustomOp3 for Attention<'_> {
         };
         let mut out = vec![0.0; tokens * width];
         let mut rest = &mut out[..];
-        let mut parts = Vec::with_capacity(self.offsets.len());
-        for pair in self.offsets.windows(2) {
+        let mut parts = Vec::with_capacity(self.batch.offsets.len());
+        for pair in self.batch.offsets.windows(2) {
             let (part, after) = rest.split_at_mut((pair[1] - pair[0]) * width);
             rest = after;
             parts.push((pair[0]..pair[1], part));
@@ -312,22 +449,160 @@ impl CustomOp3 for Attention<'_> {
         }
         Ok((CpuStorage::F32(out), ql.shape().clone()))
     }
-}
-
-/// The losses of rows of logits that have a target.
-pub(super) struct Losses<'a> {
-    pub(super) targets: &'a [Option<u32>],
-    pub(super) width: usize,
-}
-
-impl Losses<'_> {
-    pub(super) fn of(&self, logits: &Tensor) -> Result<Vec<(f64, bool)>> {
-        with(logits, |logits| {
-            let one = |(row, target): (&[f32], &Option<u32>)| {
-                target.map(|target| kernel::cross_entropy(&mut row.to_vec(), target as usize))
-            };
-            let rows = logits.par_chunks(self.width).zip(self.targets.par_iter());
-            rows.filter_map(one).collect()
-        })
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        ql: &Layout,
+        k: &CudaStorage,
+        kl: &Layout,
+        v: &CudaStorage,
+        vl: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let Some(places) = &self.batch.on_device else {
+            bail!("the batch's sequences on the device were expected")
+        };
+        let all = [(q, ql), (k, kl), (v, vl)];
+        let seen = pass::attention(all, &places.tiles, self.head, self.causal)?;
+        Ok((seen, ql.shape().clone()))
     }
+}
+
+/// On a device, of every row the negative logarithm of its target's probability, and 1 where the target is the most
+/// likely, else 0.
+#[cfg(feature = "cuda")]
+struct CrossEntropy<'a> {
+    targets: &'a [u32],
+}
+
+#[cfg(feature = "cuda")]
+impl CustomOp1 for CrossEntropy<'_> {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        bail!("logits on a device were expected")
+    }
+    fn cuda_fwd(&self, x: &CudaStorage, xl: &Layout) -> Result<(CudaStorage, Shape)> {
+        Ok((pass::cross_entropy((x, xl), self.targets)?, (xl.dims()[0], 2).into()))
+    }
+}
+
+/// The mean of every sequence's rows, of length √width.
+struct Pool<'a> {
+    offsets: &'a [usize],
+}
+
+impl CustomOp1 for Pool<'_> {
+    fn name(&self) -> &'static str {
+        "pool"
+    }
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (values, width) = (slice(x, xl)?, xl.dims()[1]);
+        let mut out = vec![0.0; (self.offsets.len() - 1) * width];
+        for (pair, out) in self.offsets.windows(2).zip(out.chunks_exact_mut(width)) {
+            kernel::pool(&values[pair[0] * width..pair[1] * width], out);
+        }
+        Ok((CpuStorage::F32(out), (self.offsets.len() - 1, width).into()))
+    }
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, xl: &Layout) -> Result<(CudaStorage, Shape)> {
+        let shape = (self.offsets.len() - 1, xl.dims()[1]).into();
+        Ok((pass::pool((x, xl), self.offsets)?, shape))
+    }
+}
+
+/// `x + bias`.
+pub(super) fn add_bias(x: Tensor, bias: &Tensor) -> Result<Tensor> {
+    x.inplace_op2(bias, &AddBias)?;
+    Ok(x)
+}
+
+/// `x + other`.
+pub(super) fn add(x: Tensor, other: &Tensor) -> Result<Tensor> {
+    x.inplace_op2(other, &Add)?;
+    Ok(x)
+}
+
+/// `x + bias + other`.
+pub(super) fn add_bias_and(x: Tensor, bias: &Tensor, other: &Tensor) -> Result<Tensor> {
+    x.inplace_op3(bias, other, &AddBiasAnd)?;
+    Ok(x)
+}
+
+/// `activation(x + bias)`.
+pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
+    x.inplace_op2(bias, &BiasActivation(activation))?;
+    Ok(x)
+}
+
+/// `silu(x) · other`.
+pub(super) fn silu_times(x: Tensor, other: &Tensor) -> Result<Tensor> {
+    x.inplace_op2(other, &SiluTimes)?;
+    Ok(x)
+}
+
+/// Layer normalization of every row.
+pub(super) fn layer_norm(
+    x: Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f32,
+) -> Result<Tensor> {
+    x.inplace_op3(weight, bias, &LayerNorm(epsilon))?;
+    Ok(x)
+}
+
+/// Root-mean-square normalization of every row.
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    x.apply_op2_no_bwd(weight, &RmsNorm(epsilon))
+}
+
+/// Turns the values of every head by the angles of its token's position.
+pub(super) fn rotate(x: Tensor, head: usize, batch: &Batch, angles: &Angles) -> Result<Tensor> {
+    x.inplace_op1(&Rotate { head, batch, angles })?;
+    Ok(x)
+}
+
+/// Attention within each sequence of a batch, with heads of so many values. Keys and values of fewer heads serve
+/// several queries. `causal` says how many tokens one sees backward, itself included, if it sees none ahead.
+pub(super) fn attention(
+    [q, k, v]: [&Tensor; 3],
+    batch: &Batch,
+    head: usize,
+    causal: Option<usize>,
+) -> Result<Tensor> {
+    q.apply_op3_no_bwd(k, v, &Attention { batch, head, causal })
+}
+
+/// The losses of rows of logits that have a target, and whether it is the most likely.
+pub(super) fn losses(logits: &Tensor, targets: &[Option<u32>]) -> Result<Vec<(f64, bool)>> {
+    let (rows, width) = logits.dims2()?;
+    if rows != targets.len() {
+        bail!("{rows} rows of logits for {} targets", targets.len())
+    }
+    #[cfg(feature = "cuda")]
+    if !logits.device().is_cpu() {
+        let numbers: Vec<u32> = targets.iter().map(|target| target.unwrap_or(0)).collect();
+        let losses = logits.apply_op1_no_bwd(&CrossEntropy { targets: &numbers })?;
+        return with(&losses, |losses| {
+            let all = losses.as_chunks::<2>().0.iter().zip(targets);
+            // One that is not finite is right in nothing.
+            let one = |(&[loss, right], target): (&[f32; 2], &Option<u32>)| {
+                target.map(|_| (f64::from(loss), right > 0.0 && loss.is_finite()))
+            };
+            all.filter_map(one).collect()
+        });
+    }
+    with(logits, |logits| {
+        let one = |(row, target): (&[f32], &Option<u32>)| {
+            target.map(|target| kernel::cross_entropy(&mut row.to_vec(), target as usize))
+        };
+        logits.par_chunks(width).zip(targets.par_iter()).filter_map(one).collect()
+    })
+}
+
+/// The mean of every sequence's rows, of length √width. `offsets` are where each begins, and the end of the last.
+pub(super) fn pool(x: &Tensor, offsets: &[usize]) -> Result<Tensor> {
+    x.apply_op1_no_bwd(&Pool { offsets })
 }

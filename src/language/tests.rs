@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::kernel::Activation;
 use super::model;
 use super::objective::{outputs_of, tokens_of};
 use super::spec::LanguageSpec;
 use super::view::Source;
 use super::*;
-use super::{op, pass};
+use super::{op, view};
 use candle_core::{DType, Device};
 
 use crate::data::source::Found;
@@ -242,13 +241,7 @@ fn both_ends_of_a_large_tensor_are_written_in_chunks_as_in_one() {
     state.write_pair(&direction, -6, plus, minus);
     let room = candle_core::Tensor::zeros((2, 700, 100), DType::F32, &Device::Cpu).unwrap();
     let write = |source: Source<'_>| {
-        let write = op::Write {
-            source: &source,
-            tensor: 0,
-            #[cfg(feature = "cuda")]
-            copy: None,
-        };
-        room.inplace_op1(&write).unwrap();
+        room.inplace_op1(&op::Write { source: &source, tensor: 0 }).unwrap();
         [0, 1].map(|end| op::with(&room.get(end).unwrap(), <[f32]>::to_vec).unwrap())
     };
     assert_eq!(write(Source::Both(&state, &direction, -6)), ends);
@@ -287,9 +280,10 @@ fn losses_do_not_depend_on_how_many_threads_share_the_texts() {
 }
 
 /// Losses at both ends of a probe and the qualities, and hidden states or logits, under one way of computing.
-fn measured(files: &Files, spec: &str, data: &Dataset, plain: bool) -> [Vec<f32>; 2] {
-    pass::PLAIN.set(plain);
-    let (model, mut state) = joined(files, spec, data).unwrap();
+fn measured(files: &Files, spec: &str, data: &Dataset, device: device::Device) -> [Vec<f32>; 2] {
+    let (folder, settings) = (read(files, "m").unwrap(), spec.parse().unwrap());
+    let model = LanguageModel::on(device, &folder, &settings, data).unwrap();
+    let mut state = State::from_base(model.tensors(), model.base(1)).unwrap();
     step(&mut state, 1e-3);
     let direction = Direction::new(&RunId([3; 32]), Round(1), Slot(0));
     let mut scratch = Scratch::default();
@@ -304,7 +298,6 @@ fn measured(files: &Files, spec: &str, data: &Dataset, plain: bool) -> [Vec<f32>
     if !spec.contains("train=classifier") {
         outputs = outputs_of(&model, &state, 0);
     }
-    pass::PLAIN.set(false);
     [losses, outputs]
 }
 
@@ -314,9 +307,12 @@ fn apart(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-#[test]
-fn the_passes_of_a_device_compute_what_those_of_main_memory_do() {
-    // Longer than a device pads to, so that its attention has groups of different lengths.
+/// What measures a model of a folder with a task on data: losses, and outputs.
+type Way<'a> = &'a dyn Fn(&Files, &str, &Dataset) -> [Vec<f32>; 2];
+
+/// Compares two ways of computing, for all families, tasks and heads.
+fn compare(ways: [Way<'_>; 2]) {
+    // Beside short ones.
     let long = format!("a very good{} film\tpos\n", " not bad".repeat(8));
     let texts = dataset(&format!("{ROWS}{long}"));
     let words = "labels=pos:good,neg:bad;tokens=22";
@@ -340,12 +336,12 @@ fn the_passes_of_a_device_compute_what_those_of_main_memory_do() {
             true => (format!("{settings}tokens=22"), passages()),
             false => (format!("{settings}{words}"), texts.clone()),
         };
-        let [memory, device] = [false, true].map(|plain| measured(&files, &spec, &data, plain));
+        let [one, other] = ways.map(|way| way(&files, &spec, &data));
         assert!(
-            memory.iter().chain(&device).flatten().all(|value| value.is_finite()),
+            one.iter().chain(&other).flatten().all(|value| value.is_finite()),
             "{model_type} {spec}"
         );
-        let (losses, outputs) = (apart(&memory[0], &device[0]), apart(&memory[1], &device[1]));
+        let (losses, outputs) = (apart(&one[0], &other[0]), apart(&one[1], &other[1]));
         println!("{model_type} {spec}: losses {losses:e}, outputs {outputs:e}");
         // Both ways are as far from a computation in f64 as from each other: up to 3e-5 for these random
         // weights of DistilBERT. A wrong mask, head or angle shows in the second digit.
@@ -356,13 +352,33 @@ fn the_passes_of_a_device_compute_what_those_of_main_memory_do() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+#[test]
+fn all_weights_of_an_end_at_once_give_the_losses_of_layer_by_layer() {
+    let by_layer = |files: &Files, spec: &str, data: &Dataset| {
+        measured(files, spec, data, device::Device::Cpu)
+    };
+    compare([&by_layer, &|files, spec, data| {
+        view::WHOLE.set(true);
+        let measured = by_layer(files, spec, data);
+        view::WHOLE.set(false);
+        measured
+    }]);
+}
+
 #[cfg(feature = "cuda")]
 #[test]
 fn a_device_measures_what_main_memory_does() {
-    if let Err(error) = device::Device::Cuda(0).open() {
-        println!("skipped: {error}");
-        return;
-    }
+    let Some(_) = cuda::tests::card() else { return };
+    let on = |device| {
+        move |files: &Files, spec: &str, data: &Dataset| measured(files, spec, data, device)
+    };
+    compare([&on(device::Device::Cpu), &on(device::Device::Cuda(0))]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_device_follows_updates_that_it_is_told_of_and_others() {
+    let Some(_) = cuda::tests::card() else { return };
     for (model_type, prefix, spec) in [
         ("bert", "bert.", format!("classify;{WORDS}")),
         ("mistral", "model.", format!("classify;lora=2;{WORDS}")),
@@ -396,20 +412,7 @@ fn a_device_measures_what_main_memory_does() {
 }
 
 #[test]
-fn every_activation_and_a_loss_that_is_none_are_the_same_on_a_device() {
-    let device = &candle_core::Device::Cpu;
-    let values: Vec<f32> = (-20..20).map(|i| i as f32 / 4.0).collect();
-    let bias = candle_core::Tensor::new(&[0.5f32, -1.0, 0.0, 2.0], device).unwrap();
-    for activation in [Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
-        let ways = [false, true].map(|plain| {
-            pass::PLAIN.set(plain);
-            let x = candle_core::Tensor::from_slice(&values, (10, 4), device).unwrap();
-            let x = pass::bias_activation(x, &bias, activation).unwrap();
-            pass::PLAIN.set(false);
-            x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
-        });
-        close(&ways[1], &ways[0], &format!("{activation:?}"));
-    }
+fn a_loss_that_is_none_is_none_wherever_it_is_computed() {
     let (nan, infinite) = (f32::NAN, f32::INFINITY);
     let rows = [
         [0.5, 1.0, -2.0],
@@ -420,19 +423,20 @@ fn every_activation_and_a_loss_that_is_none_are_the_same_on_a_device() {
         [0.0, 0.0, 1.0],
     ];
     let targets = [Some(1), Some(1), Some(0), Some(2), Some(2), None];
-    let ways = [false, true].map(|plain| {
-        pass::PLAIN.set(plain);
-        let logits = candle_core::Tensor::new(&rows, device).unwrap();
-        let losses = pass::losses(&logits, &targets).unwrap();
-        pass::PLAIN.set(false);
-        losses
-    });
-    assert_eq!(ways.each_ref().map(Vec::len), [5, 5]);
-    for (device, memory) in ways[1].iter().zip(&ways[0]) {
-        let same = (device.0 - memory.0).abs() < 2e-5 || device.0.is_nan() && memory.0.is_nan();
-        assert!(same && device.1 == memory.1, "{device:?} {memory:?}");
+    #[cfg(feature = "cuda")]
+    let devices = [Some(Device::Cpu), cuda::tests::card()];
+    #[cfg(not(feature = "cuda"))]
+    let devices = [Some(Device::Cpu)];
+    for device in devices.into_iter().flatten() {
+        let logits = candle_core::Tensor::new(&rows, &device).unwrap();
+        let losses = op::losses(&logits, &targets).unwrap();
+        let [(one, right), none, other, third, (last, wrong)] = losses[..] else {
+            panic!("{losses:?}")
+        };
+        assert!((one - 0.504_597).abs() < 1e-5 && right, "{losses:?}");
+        assert!((last - 180.0).abs() < 2e-4 && !wrong, "{losses:?}");
+        assert!([none, other, third].iter().all(|(loss, right)| loss.is_nan() && !right));
     }
-    assert_eq!(ways[0].iter().filter(|(loss, _)| loss.is_nan()).count(), 3);
 }
 
 #[test]

@@ -7,17 +7,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda::StateCopy;
+use super::cuda::state::StateCopy;
 use super::load::Core;
 use super::model::{self, Model, Weights};
+use super::op;
 use super::spec::Task;
-use super::{op, pass};
 use crate::direction::Direction;
-use crate::params::{End, State};
+use crate::params::{End, State, TensorSpec};
 
 /// What weights are written from.
 #[derive(Clone, Copy)]
@@ -120,10 +120,7 @@ pub(super) struct Weighted {
 /// Room for the trained weights, and the transformer over them.
 pub(super) struct View {
     pub(super) core: Arc<Core>,
-    /// Of each trained tensor, in the order of the flat parameters, the room for its values at all ends, one end
-    /// behind the other; none for a table of which only rows are read. Tensors of one name in different layers
-    /// share theirs.
-    rooms: Vec<Option<Tensor>>,
+    rooms: Rooms,
     /// By the end.
     pub(super) ends: Vec<Weighted>,
     /// The state, where the weights are on a device.
@@ -131,24 +128,100 @@ pub(super) struct View {
     pub(super) copy: Option<StateCopy>,
 }
 
+/// Where trained weights are written.
+enum Rooms {
+    /// Of each trained tensor, in the order of the flat parameters, the room for its values at both ends, one
+    /// behind the other; none for a table of which only rows are read. Tensors of one name in different layers
+    /// share theirs.
+    Layer(Vec<Option<Tensor>>),
+    /// One tensor of all weights of one end, and where each begins and its length.
+    All(Tensor, Vec<(usize, usize)>),
+}
+
+/// Values that a tensor in a view of all weights begins at a multiple of: products read whole lines of memory.
+const ALIGNMENT: usize = 64;
+
+/// Where tensors of these lengths begin in a view of all, each with its length; and the view's own length.
+pub(super) fn places_in_view(lengths: impl Iterator<Item = usize>) -> (Vec<(usize, usize)>, usize) {
+    let mut end = 0usize;
+    let place = |len: usize| {
+        let at = end.next_multiple_of(ALIGNMENT);
+        end = at + len;
+        (at, len)
+    };
+    let places = lengths.map(place).collect();
+    (places, end)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Has main memory hold all weights of one end, as a device does.
+    pub(super) static WHOLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether weights are written layer by layer, at both ends at once, and texts shared out to threads. A device, which
+/// has threads enough, has all weights of one end.
+pub(super) fn by_layer(device: &Device) -> bool {
+    #[cfg(test)]
+    if WHOLE.get() {
+        return false;
+    }
+    device.is_cpu()
+}
+
 impl View {
     pub(super) fn new(core: Arc<Core>) -> Result<View> {
-        let by_layer = pass::in_place(&core.device);
-        // A device, which has threads enough, holds all weights of one end.
-        let ends = if by_layer { 2 } else { 1 };
+        let by_layer = by_layer(&core.device);
+        let (rooms, tensors) = match by_layer {
+            true => View::rooms_of_a_layer(&core)?,
+            false => View::rooms_of_all(&core)?,
+        };
+        let weighted = |room_of: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<Weighted> {
+            let mut weights = core.fixed.clone();
+            let mut tables = BTreeMap::new();
+            for (index, (name, room)) in core.trained.iter().zip(&tensors).enumerate() {
+                if let Some(room) = room {
+                    weights.insert(name.clone(), room_of(room)?);
+                }
+                if by_layer && !model::is_read_whole(&core.config, name, false) {
+                    tables.insert(name.clone(), (index, core.tensors[index].shape[1]));
+                }
+            }
+            let part = |part: &str| weights.get(&format!("classifier.{part}")).cloned();
+            let classifier = part("weight").zip(part("bias"));
+            let positions = core.spec.tokens as usize;
+            let weights = Weights { tensors: &weights, tables: &tables };
+            let model = Model::new(&core.config, &weights, positions, &core.device)?;
+            Ok(Weighted { model, classifier })
+        };
+        let ends = match by_layer {
+            true => vec![weighted(&|room| room.get(0))?, weighted(&|room| room.get(1))?],
+            false => vec![weighted(&|room| Ok(room.clone()))?],
+        };
+        Ok(View {
+            ends,
+            rooms,
+            core: Arc::clone(&core),
+            #[cfg(feature = "cuda")]
+            copy: None,
+        })
+    }
+
+    /// Rooms for the weights of a layer at both ends, and those in front of the layers and behind them; and the same
+    /// again, one for each trained tensor.
+    fn rooms_of_a_layer(core: &Core) -> Result<(Rooms, Vec<Option<Tensor>>)> {
         let causal = core.spec.task == Task::Causal;
         let mut shared: BTreeMap<(String, &[usize]), Tensor> = BTreeMap::new();
         let mut rooms = Vec::with_capacity(core.trained.len());
         for (name, spec) in core.trained.iter().zip(&core.tensors) {
-            let is_whole = model::is_read_whole(&core.config, name, causal);
-            if by_layer && !is_whole {
+            if !model::is_read_whole(&core.config, name, causal) {
                 rooms.push(None);
                 continue;
             }
-            let shape = [&[ends], &spec.shape[..]].concat();
+            let shape = [&[2], &spec.shape[..]].concat();
             let room = || Tensor::zeros(shape, DType::F32, &core.device);
             rooms.push(Some(match part_of(name) {
-                Part::Layer(layer) if by_layer => {
+                Part::Layer(layer) => {
                     let role = name.replacen(&format!(".{layer}."), ".", 1);
                     match shared.get(&(role.clone(), &spec.shape[..])) {
                         Some(room) => room.clone(),
@@ -159,77 +232,57 @@ impl View {
                         }
                     }
                 }
-                _ => room()?,
+                Part::Around => room()?,
             }));
         }
-        let weighted = |end: usize| -> Result<Weighted> {
-            let mut tensors = core.fixed.clone();
-            let mut tables = BTreeMap::new();
-            for (index, (name, room)) in core.trained.iter().zip(&rooms).enumerate() {
-                if let Some(room) = room {
-                    tensors.insert(name.clone(), room.get(end)?);
-                }
-                if by_layer && !model::is_read_whole(&core.config, name, false) {
-                    tables.insert(name.clone(), (index, core.tensors[index].shape[1]));
-                }
-            }
-            let part = |part: &str| tensors.get(&format!("classifier.{part}")).cloned();
-            let classifier = part("weight").zip(part("bias"));
-            let positions = core.spec.tokens as usize;
-            let weights = Weights { tensors: &tensors, tables: &tables };
-            let model = Model::new(&core.config, &weights, positions, &core.device)?;
-            Ok(Weighted { model, classifier })
+        Ok((Rooms::Layer(rooms.clone()), rooms))
+    }
+
+    /// A room for all weights of one end, and what each trained tensor has of it.
+    fn rooms_of_all(core: &Core) -> Result<(Rooms, Vec<Option<Tensor>>)> {
+        let (places, len) = places_in_view(core.tensors.iter().map(TensorSpec::len));
+        let all = Tensor::zeros(len, DType::F32, &core.device)?;
+        let of = |(&(at, len), spec): (&(usize, usize), &TensorSpec)| {
+            Ok(Some(all.narrow(0, at, len)?.reshape(&spec.shape[..])?))
         };
-        let ends = (0..ends).map(weighted).collect::<Result<_>>()?;
-        Ok(View {
-            ends,
-            rooms,
-            core: Arc::clone(&core),
-            #[cfg(feature = "cuda")]
-            copy: None,
-        })
+        let tensors = places.iter().zip(&core.tensors).map(of).collect::<Result<_>>()?;
+        Ok((Rooms::All(all, places), tensors))
     }
 
     /// Writes what a source has beside the layers; on a device, everything. From here on passes run with this
     /// source alone.
     pub(super) fn begin(&mut self, source: &Source<'_>) -> Result<()> {
-        if pass::in_place(&self.core.device) {
+        let Rooms::All(room, places) = &self.rooms else {
             return self.write(source, Part::Around);
-        }
+        };
         #[cfg(feature = "cuda")]
-        if let (candle_core::Device::Cuda(device), Source::One(state, _)) =
-            (&self.core.device, source)
-        {
+        if let (Device::Cuda(device), Source::One(state, _)) = (&self.core.device, source) {
             match &mut self.copy {
                 Some(copy) if copy.is_of(&state.mark()) => (),
                 Some(copy) => copy.renew(state)?,
-                None => self.copy = Some(StateCopy::new(device, state)?),
+                None => self.copy = Some(StateCopy::new(device, state, places)?),
             }
         }
-        self.rooms.iter().enumerate().try_for_each(|(tensor, room)| self.fill(source, tensor, room))
+        room.inplace_op1(&op::WriteAll {
+            source,
+            places,
+            #[cfg(feature = "cuda")]
+            copy: self.copy.as_ref(),
+        })
     }
 
-    /// Writes a layer's weights over those of the one before; a device has them.
+    /// Writes a layer's weights over those of the one before, unless all are there.
     pub(super) fn write_layer(&self, source: &Source<'_>, layer: usize) -> Result<()> {
-        match pass::in_place(&self.core.device) {
-            true => self.write(source, Part::Layer(layer)),
-            false => Ok(()),
-        }
+        self.write(source, Part::Layer(layer))
     }
 
     fn write(&self, source: &Source<'_>, part: Part) -> Result<()> {
+        let Rooms::Layer(rooms) = &self.rooms else { return Ok(()) };
         let is_of = |tensor: &usize| part_of(&self.core.trained[*tensor]) == part;
-        let own: Vec<usize> = (0..self.rooms.len()).filter(is_of).collect();
-        own.par_iter().try_for_each(|&tensor| self.fill(source, tensor, &self.rooms[tensor]))
-    }
-
-    fn fill(&self, source: &Source<'_>, tensor: usize, room: &Option<Tensor>) -> Result<()> {
-        let Some(room) = room else { return Ok(()) };
-        room.inplace_op1(&op::Write {
-            source,
-            tensor,
-            #[cfg(feature = "cuda")]
-            copy: self.copy.as_ref(),
+        let own: Vec<usize> = (0..rooms.len()).filter(is_of).collect();
+        own.par_iter().try_for_each(|&tensor| match &rooms[tensor] {
+            Some(room) => room.inplace_op1(&op::Write { source, tensor }),
+            None => Ok(()),
         })
     }
 }

@@ -1,0 +1,134 @@
+//! Language models on a CUDA device: the kernels beside it in `*.cu`, and the only `unsafe` there is, to launch
+//! them.
+//!
+//! [`state`] has the state of a model and writes its weights; [`pass`] has what lies between the matrix products of
+//! a forward pass, which candle's CUDA backend leaves to cuBLAS.
+
+#![expect(unsafe_code, reason = "the arguments of a launch cannot be checked by the compiler")]
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute;
+use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, result};
+use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use candle_core::{CudaDevice, Result, bail};
+
+pub(super) mod pass;
+pub(super) mod state;
+
+/// Opens a card for one model.
+///
+/// All work of a model goes through one stream, whatever thread it comes from. candle's usual one is another for
+/// each thread, and weights that one thread has sent need not have arrived where another uses them.
+pub(super) fn open(card: usize) -> Result<candle_core::Device> {
+    let device = CudaDevice::new_with_stream(card)?;
+    // SAFETY: with one stream there is nothing to order between streams; no other is ever made of this context.
+    // Otherwise every tensor has two events and every launch waits for those of its arguments, which takes longer
+    // than a small model's kernels.
+    unsafe { device.disable_event_tracking() };
+    keep_memory(&device)?;
+    Ok(candle_core::Device::Cuda(device))
+}
+
+/// Has the driver keep memory that was freed: by default it unmaps it whenever the processor waits for the card,
+/// twice a probe.
+fn keep_memory(device: &CudaDevice) -> Result<()> {
+    let stream = device.cuda_stream();
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Ok(());
+    }
+    context.bind_to_thread().w()?;
+    let mut all = u64::MAX;
+    let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the device is that of a context that lives; the attribute's value is a number of 64 bits.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(context.cu_device()).w()?;
+        result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast()).w()
+    }
+}
+
+/// A file of kernels.
+struct Unit {
+    /// What candle keeps the loaded kernels under.
+    name: String,
+    source: &'static str,
+    /// Constants, as `-D` gives them.
+    constants: Vec<String>,
+    /// Whether a product and a sum may be rounded once for both.
+    fused: bool,
+}
+
+impl Unit {
+    /// The file, compiled once a process by the toolkit's own compiler (NVRTC), which candle links anyway. So the
+    /// text that tests run on the processor is the one that runs on the card, whatever card it is.
+    fn compiled(&self) -> Result<Arc<str>> {
+        static COMPILED: Mutex<BTreeMap<String, Arc<str>>> = Mutex::new(BTreeMap::new());
+        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(code) = compiled.get(&self.name) {
+            return Ok(Arc::clone(code));
+        }
+        let options = self.constants.iter().map(|constant| format!("-D{constant}")).collect();
+        let options = CompileOptions {
+            fmad: Some(self.fused),
+            ftz: Some(false),
+            options,
+            ..Default::default()
+        };
+        match compile_ptx_with_opts(self.source, options) {
+            Ok(code) => {
+                let code: Arc<str> = code.to_src().into();
+                compiled.insert(self.name.clone(), Arc::clone(&code));
+                Ok(code)
+            }
+            Err(error) => bail!("the kernels of {} do not compile: {error:?}", self.name),
+        }
+    }
+}
+
+/// So many blocks of so many threads.
+fn blocks(blocks: usize, threads: u32) -> Result<LaunchConfig> {
+    let Ok(blocks) = u32::try_from(blocks) else {
+        bail!("too many blocks of threads for one launch: {blocks}")
+    };
+    Ok(LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 })
+}
+
+/// Launches a kernel on a device's stream: `launch!(device, unit, "name", grid, arguments…)`, the arguments by
+/// reference.
+macro_rules! launch {
+    ($device:expr, $unit:expr, $name:expr, $grid:expr, $($argument:expr),+ $(,)?) => {{
+        let unit = $unit;
+        let kernel = $device.get_or_load_custom_func($name, &unit.name, &unit.compiled()?)?;
+        let mut builder = kernel.builder();
+        $(builder.arg($argument);)+
+        // SAFETY: the arguments are the kernel's in number, order and type, and what it reads and writes of slices
+        // lies in them. Every use stands beside the checks of their lengths.
+        unsafe { builder.launch($grid) }.w()?;
+    }};
+}
+use launch;
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The first card, if there is one.
+    pub(in crate::language) fn card() -> Option<candle_core::Device> {
+        match super::super::device::Device::Cuda(0).open() {
+            Ok(device) => Some(device),
+            Err(error) => {
+                println!("skipped: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn launches_are_as_wide_as_they_say() {
+        assert_eq!(blocks(2, 256).unwrap().grid_dim.0, 2);
+        assert!(blocks(usize::MAX, 256).is_err());
+    }
+}
