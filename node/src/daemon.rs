@@ -162,6 +162,12 @@ pub enum DaemonError {
     /// The private shards cannot be cut.
     #[error("cannot cut the training rows into shards: {0}")]
     Shards(String),
+    /// The thread that measures has ended: a graphics card may run out of memory, or fall off its bus.
+    #[error(
+        "the model cannot be measured any more: {0}; what was certified is kept, and the node goes on from there \
+         when it is started again (with --device cpu, if a card has too little memory for it)"
+    )]
+    Compute(String),
     /// The fault cannot be injected; the node behaves.
     #[error("cannot inject the fault: {0}")]
     Fault(String),
@@ -534,7 +540,10 @@ impl Daemon {
                     self.drain_network().await?;
                 }
                 Some(command) = self.commands.recv() => self.on_command(command),
-                Some(losses) = self.losses.recv() => self.on_losses(losses)?,
+                losses = self.losses.recv() => match losses {
+                    Some(losses) => self.on_losses(losses)?,
+                    None => return Err(DaemonError::Compute(self.evaluator.failure())),
+                },
                 Some(Hashed { certified, chain, state_hash }) = self.models.recv() => {
                     self.protocol.tell_model(certified, chain, &state_hash);
                 }
@@ -593,7 +602,9 @@ impl Daemon {
             Ending::Certified => String::new(),
             _ => self.protocol.missing(),
         };
-        let report = report.await.expect("the evaluator answers before it ends");
+        let Ok(report) = report.await else {
+            return Err(DaemonError::Compute(self.evaluator.failure()));
+        };
         let id = self.protocol.id();
         let peer_id = self.network.local_peer_id();
         let edges = self.protocol.edges();

@@ -174,6 +174,15 @@ impl Evaluator {
         self.send(Command::Show(taken_back, Box::new(look)));
     }
 
+    /// Why the thread has ended, which it does of itself only where something cannot be computed.
+    pub fn failure(&mut self) -> String {
+        self.commands = None;
+        let ended = self.thread.take().map(JoinHandle::join);
+        let Some(Err(payload)) = ended else { return "its thread has ended".into() };
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        text.or_else(|| payload.downcast_ref().copied()).unwrap_or("no reason was given").to_owned()
+    }
+
     /// Hands over a command. The queue is far longer than what the protocol has under way; should
     /// it be full all the same, the sender waits, as compute is then the bottleneck.
     fn send(&self, command: Command) {
@@ -388,7 +397,7 @@ mod tests {
     use super::*;
     use rumormill::id::{NodeId, Round, Slot};
 
-    fn evaluator() -> (Evaluator, mpsc::Receiver<Losses>) {
+    fn task() -> (Task, ProbeSettings) {
         let dataset = Arc::new(rumormill::data::digits::dataset(1));
         let population = dataset.train.rows();
         let objective: Arc<dyn Objective> =
@@ -396,7 +405,26 @@ mod tests {
         let base = State::from_base(objective.tensors(), objective.base(1)).unwrap();
         let task = Task { objective, rows: None, population, base, threads: 1, keep: false };
         let settings = ProbeSettings { run: RunId([1; 32]), batch: 8, epsilon_log2: -8 };
+        (task, settings)
+    }
+
+    fn evaluator() -> (Evaluator, mpsc::Receiver<Losses>) {
+        let (task, settings) = task();
         Evaluator::start(task, settings)
+    }
+
+    #[test]
+    fn a_thread_that_cannot_compute_says_why_it_ended() {
+        let (mut task, settings) = task();
+        // Minibatches have rows that are not there.
+        task.population *= 1000;
+        let (mut evaluator, mut losses) = Evaluator::start(task, settings);
+        evaluator.probe(PROBE);
+        assert!(losses.blocking_recv().is_none());
+        // Sent to nobody.
+        evaluator.probe(PROBE);
+        let failure = evaluator.failure();
+        assert!(failure.contains("out of") && failure.contains("range"), "{failure}");
     }
 
     fn change(round: u64, to: i64) -> Change {

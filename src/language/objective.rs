@@ -178,7 +178,10 @@ impl LanguageModel {
         });
         // Names and shapes were compared when the model was loaded. A device may run out of memory or fall off
         // its bus: nothing can be measured then.
-        result.unwrap_or_else(|error| panic!("a model whose shapes were checked: {error}"))
+        result.unwrap_or_else(|error| {
+            let error = error.to_string();
+            panic!("{}", error.lines().next().unwrap_or_default())
+        })
     }
 
     fn tokens(&self, split: Split) -> &Tokens {
