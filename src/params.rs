@@ -816,6 +816,15 @@ mod tests {
             pieces.iter_mut().rev().for_each(|part| part.apply(&payouts));
             assert!(whole == split, "{parts} parts, {count} payouts");
         }
+        // Work for one thread and for several.
+        for count in [0, 1, 1000] {
+            let (mut whole, mut shared) = (some_state(), some_state());
+            let payouts = payouts(&mut rng, count);
+            whole.apply(&payouts);
+            shared.apply_in_threads(3, &payouts);
+            assert!(whole == shared, "{count} payouts in threads");
+        }
+        assert!(1000 * some_state().layout().dim() > 2 * THREAD_WORK_MIN);
     }
 
     #[test]

@@ -561,6 +561,31 @@ fn kernels_of_a_card_turn_heads_and_attend_within_sequences() {
     }
 }
 
+#[test]
+fn kernels_of_a_card_give_no_weight_to_a_score_that_has_overflowed() {
+    let Some(host) = Host::compiled() else { return };
+    // The first key of two scores minus infinity.
+    let q = [1e30f32; 16];
+    let k: Vec<f32> = [-1e30f32; 8].into_iter().chain([1.0; 8]).collect();
+    let v: Vec<f32> = (0..16).map(|at| at as f32).collect();
+    let found = host.floats(Request {
+        kind: 13,
+        blocks: 1,
+        rows: 1,
+        numbers: [1, 1, 0, 0],
+        reals: [1.0, 0.0],
+        arrays: vec![
+            vec![0; 64],
+            of_floats(&q),
+            of_floats(&k),
+            of_floats(&v),
+            of_words(&[0, 2, 0]),
+        ],
+        ..Request::default()
+    });
+    assert_eq!(found, [&v[8..], &v[8..]].concat());
+}
+
 /// Attention by its definition: `softmax(q kᵀ / √head) v`, within sequences. With a window a token sees no later one.
 fn attended(
     [q, k, v]: [&[f32]; 3],

@@ -41,7 +41,7 @@ pub struct Task {
     pub population: usize,
     /// The base model.
     pub base: State,
-    /// Threads that a probe may use; small models use one, the evaluator's own.
+    /// Threads that a probe may use; small models use one, the evaluator's own. A large update uses two at least.
     pub threads: usize,
     /// Whether the last report brings the parameters along.
     pub keep: bool,

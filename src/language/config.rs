@@ -242,6 +242,12 @@ fn decoder(json: &Value, model_type: String) -> Result<Config, String> {
     }
     let window = size(json, "sliding_window").ok();
     let window = window.filter(|_| !qwen || flag("use_sliding_window") == Some(true));
+    if window == Some(0) {
+        return Err(
+            "sliding_window is 0: no token sees another; leave it out, or say how many it sees"
+                .into(),
+        );
+    }
     let config = Config {
         vocabulary: size(json, "vocab_size")?,
         hidden,
@@ -295,6 +301,10 @@ mod tests {
             (r#"{"model_type": "bert", "hidden_act": "gelu"}"#, "num_attention_heads"),
             (r#"{"model_type": "bert", "hidden_act": "selu"}"#, "selu"),
             (r#"{"model_type": "llama", "hidden_act": "gelu"}"#, "hidden_act"),
+            (
+                r#"{"model_type": "mistral", "hidden_size": 8, "num_attention_heads": 2, "sliding_window": 0}"#,
+                "sliding_window is 0",
+            ),
         ] {
             let error = Config::parse(text.as_bytes()).unwrap_err();
             assert!(error.contains(says) || says == "num_attention_heads", "{text}: {error}");

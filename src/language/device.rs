@@ -56,31 +56,32 @@ impl Device {
     pub(super) fn open(self) -> Result<candle_core::Device, super::LanguageError> {
         match self {
             Device::Cpu => Ok(candle_core::Device::Cpu),
-            Device::Cuda(card) => cuda(card).map_err(|problem| super::LanguageError::Setting {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(card) => super::cuda::open(card).map_err(|error| self.refuses(&error)),
+            #[cfg(not(feature = "cuda"))]
+            Device::Cuda(_) => Err(super::LanguageError::Setting {
                 setting: "--device",
-                problem: format!("{self}: {problem}"),
+                problem: format!(
+                    "{self}: this program was built without CUDA; build it with `--features cuda`, where the CUDA \
+                     toolkit is installed, or leave --device out"
+                ),
             }),
         }
     }
-}
 
-#[cfg(feature = "cuda")]
-fn cuda(card: usize) -> Result<candle_core::Device, String> {
-    super::cuda::open(card).map_err(|error| {
+    /// That it cannot be used, and what would help.
+    #[cfg(feature = "cuda")]
+    pub(super) fn refuses(self, error: &candle_core::Error) -> super::LanguageError {
         let error = error.to_string();
         let first = error.lines().next().unwrap_or_default();
-        format!(
-            "cannot be used ({first}); `nvidia-smi -L` lists the cards, counted from 0, and --device cpu \
-             needs none"
-        )
-    })
-}
-
-#[cfg(all(feature = "language", not(feature = "cuda")))]
-fn cuda(_: usize) -> Result<candle_core::Device, String> {
-    Err("this program was built without CUDA; build it with `--features cuda`, where the CUDA toolkit \
-         is installed, or leave --device out"
-        .into())
+        super::LanguageError::Setting {
+            setting: "--device",
+            problem: format!(
+                "{self}: cannot be used ({first}); `nvidia-smi -L` lists the cards, counted from 0, and --device cpu \
+                 needs none"
+            ),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -115,7 +115,11 @@ fn bias_gelu_tanh(values: &mut [f32], bias: &[f32]) {
 #[multiversion(targets("x86_64+avx2+fma", "aarch64+neon"))]
 fn bias_relu(values: &mut [f32], bias: &[f32]) {
     for row in values.chunks_exact_mut(bias.len()) {
-        row.iter_mut().zip(bias).for_each(|(value, bias)| *value = (*value + bias).max(0.0));
+        for (value, bias) in row.iter_mut().zip(bias) {
+            let x = *value + bias;
+            // Not `max`, which makes a number of what is none.
+            *value = if x < 0.0 { 0.0 } else { x };
+        }
     }
 }
 

@@ -138,6 +138,12 @@ impl LanguageModel {
         dataset: &Dataset,
     ) -> Result<LanguageModel, LanguageError> {
         let core = Core::new(folder, spec, dataset, device.open()?)?;
+        #[cfg(feature = "cuda")]
+        {
+            let (head, heads) = (core.config.head, core.config.heads);
+            super::cuda::prepare(&core.device, head, heads)
+                .map_err(|error| device.refuses(&error))?;
+        }
         let texts = Texts::new(dataset, &folder.tokenizer, spec, core.config.is_decoder())?;
         Ok(LanguageModel { core: Arc::new(core), texts: Arc::new(texts), known: Mutex::default() })
     }

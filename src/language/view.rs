@@ -259,8 +259,8 @@ impl View {
         if let (Device::Cuda(device), Source::One(state, _)) = (&self.core.device, source) {
             match &mut self.copy {
                 Some(copy) if copy.is_of(&state.mark()) => (),
-                Some(copy) => copy.renew(state)?,
-                None => self.copy = Some(StateCopy::new(device, state, places)?),
+                Some(copy) if copy.fits(state) => copy.renew(state)?,
+                _ => self.copy = Some(StateCopy::new(device, state, places)?),
             }
         }
         room.inplace_op1(&op::WriteAll {

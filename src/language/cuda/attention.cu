@@ -14,9 +14,6 @@ typedef unsigned long long u64;
 #define ALL 0xffffffffu
 #define PART (HEAD / LANES)
 #define QUERIES (WARP / LANES)
-#ifndef INFINITY
-#define INFINITY __uint_as_float(0x7f800000u)
-#endif
 
 // `to = PART values from there`
 __device__ inline void load(float *to, const float *from) {
@@ -59,7 +56,8 @@ attention(float *out, const float *q, const float *k, const float *v, const u32 
         query[i] *= scale;
         sum[i] = 0.0f;
     }
-    float top = -INFINITY, total = 0.0f;
+    // Below every score but that of a product that has overflowed, which has no weight.
+    float top = -3.402823466e38f, total = 0.0f;
     // What any query of the tile sees.
     u32 low = 0, high = len;
     if (window > 0) {

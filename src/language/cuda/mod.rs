@@ -6,8 +6,7 @@
 
 #![expect(unsafe_code, reason = "the arguments of a launch cannot be checked by the compiler")]
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::OnceLock;
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute;
@@ -32,8 +31,8 @@ pub(super) fn open(card: usize) -> Result<candle_core::Device> {
     Ok(candle_core::Device::Cuda(device))
 }
 
-/// Has the driver keep memory that was freed: by default it unmaps it whenever the processor waits for the card,
-/// twice a probe.
+/// Has the driver keep memory that was freed, so that a process keeps what it used at its highest: by default it
+/// unmaps it whenever the processor waits for the card, twice a probe.
 fn keep_memory(device: &CudaDevice) -> Result<()> {
     let stream = device.cuda_stream();
     let context = stream.context();
@@ -59,33 +58,44 @@ struct Unit {
     constants: Vec<String>,
     /// Whether a product and a sum may be rounded once for both.
     fused: bool,
+    compiled: OnceLock<std::result::Result<String, String>>,
 }
 
 impl Unit {
     /// The file, compiled once a process by the toolkit's own compiler (NVRTC), which candle links anyway. So the
     /// text that tests run on the processor is the one that runs on the card, whatever card it is.
-    fn compiled(&self) -> Result<Arc<str>> {
-        static COMPILED: Mutex<BTreeMap<String, Arc<str>>> = Mutex::new(BTreeMap::new());
-        let mut compiled = COMPILED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(code) = compiled.get(&self.name) {
-            return Ok(Arc::clone(code));
-        }
-        let options = self.constants.iter().map(|constant| format!("-D{constant}")).collect();
-        let options = CompileOptions {
-            fmad: Some(self.fused),
-            ftz: Some(false),
-            options,
-            ..Default::default()
+    fn compiled(&self) -> Result<&str> {
+        let compile = || {
+            let options = self.constants.iter().map(|constant| format!("-D{constant}")).collect();
+            let options = CompileOptions {
+                fmad: Some(self.fused),
+                ftz: Some(false),
+                options,
+                ..Default::default()
+            };
+            let compiled = compile_ptx_with_opts(self.source, options);
+            compiled.map(|code| code.to_src()).map_err(|error| format!("{error:?}"))
         };
-        match compile_ptx_with_opts(self.source, options) {
-            Ok(code) => {
-                let code: Arc<str> = code.to_src().into();
-                compiled.insert(self.name.clone(), Arc::clone(&code));
-                Ok(code)
-            }
-            Err(error) => bail!("the kernels of {} do not compile: {error:?}", self.name),
+        match self.compiled.get_or_init(compile) {
+            Ok(code) => Ok(code),
+            Err(error) => bail!("the kernels of {} do not compile: {error}", self.name),
         }
     }
+
+    /// Compiles and loads a kernel, and so the file, before it is needed.
+    fn load(&self, device: &CudaDevice, kernel: &str) -> Result<()> {
+        device.get_or_load_custom_func(kernel, &self.name, self.compiled()?).map(|_| ())
+    }
+}
+
+/// Compiles and loads all kernels for a model, so that what is wrong with the card's software, or with the model for a
+/// card, is known at the start.
+pub(super) fn prepare(device: &candle_core::Device, head: usize, heads: usize) -> Result<()> {
+    let candle_core::Device::Cuda(device) = device else { return Ok(()) };
+    let attention = pass::attention_unit(head, heads)?;
+    state::UNIT.load(device, "write_end")?;
+    pass::UNIT.load(device, "add")?;
+    attention.load(device, "attention")
 }
 
 /// So many blocks of so many threads.
@@ -101,11 +111,12 @@ fn blocks(blocks: usize, threads: u32) -> Result<LaunchConfig> {
 macro_rules! launch {
     ($device:expr, $unit:expr, $name:expr, $grid:expr, $($argument:expr),+ $(,)?) => {{
         let unit = $unit;
-        let kernel = $device.get_or_load_custom_func($name, &unit.name, &unit.compiled()?)?;
+        let kernel = $device.get_or_load_custom_func($name, &unit.name, unit.compiled()?)?;
         let mut builder = kernel.builder();
         $(builder.arg($argument);)+
         // SAFETY: the arguments are the kernel's in number, order and type, and what it reads and writes of slices
-        // lies in them. Every use stands beside the checks of their lengths.
+        // lies in them. Every use stands beside the checks of their lengths; what is said of sequences by numbers on
+        // the device, `Batch` made of the sequences themselves.
         unsafe { builder.launch($grid) }.w()?;
     }};
 }

@@ -182,7 +182,7 @@ cross_entropy(float *out, const float *logits, const u32 *targets, u32 rows, u32
     none = sum_of_warp(none);
     if (lane == 0) {
         float own = target < width ? logits[target] : NAN;
-        out[2 * (u64)row] = logf(sum) + top - own + none;
+        out[2 * (u64)row] = logf(sum) + (top - own) + none;
         out[2 * (u64)row + 1] = best == target ? 1.0f : 0.0f;
     }
 }

@@ -1,6 +1,8 @@
 //! What lies between the matrix products of a forward pass, on a device: launches of `pass.cu` and `attention.cu`.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
@@ -22,13 +24,40 @@ const WARP: u32 = 32;
 /// in registers.
 const PART_MAX: usize = 32;
 
-fn unit() -> Unit {
-    Unit {
-        name: "rumormill-pass".into(),
-        source: include_str!("pass.cu"),
-        constants: Vec::new(),
-        fused: true,
+/// A head that cannot be divided so far may have so many values a thread; more is refused.
+const PART_LIMIT: usize = 128;
+
+pub(super) static UNIT: LazyLock<Unit> = LazyLock::new(|| Unit {
+    name: "rumormill-pass".into(),
+    source: include_str!("pass.cu"),
+    constants: Vec::new(),
+    fused: true,
+    compiled: OnceLock::new(),
+});
+
+/// The kernel of attention for heads of so many values.
+pub(super) fn attention_unit(head: usize, heads: usize) -> Result<Arc<Unit>> {
+    static UNITS: Mutex<BTreeMap<usize, Arc<Unit>>> = Mutex::new(BTreeMap::new());
+    let lanes = lanes(head);
+    if head / lanes > PART_LIMIT || heads > usize::from(u16::MAX) {
+        bail!(
+            "attention of {heads} heads of {head} values is not made for a card: at most {} heads, and {PART_LIMIT} \
+             values, or that times a power of two up to {WARP}",
+            u16::MAX
+        )
     }
+    let unit = || {
+        Arc::new(Unit {
+            name: format!("rumormill-attention-{head}"),
+            source: include_str!("attention.cu"),
+            constants: vec![format!("HEAD={head}"), format!("LANES={lanes}")],
+            fused: true,
+            compiled: OnceLock::new(),
+        })
+    };
+    // A poisoned lock guards no invariant.
+    let mut units = UNITS.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(Arc::clone(units.entry(head).or_insert_with(unit)))
 }
 
 /// A matrix in memory order: where its values are, its rows and their length.
@@ -75,8 +104,8 @@ fn by_warp(rows: usize) -> Result<LaunchConfig> {
 }
 
 /// Refuses what a kernel would read beyond.
-fn expect(is: bool, what: &str) -> Result<()> {
-    if is { Ok(()) } else { bail!("{what}") }
+fn require(holds: bool, what: &str) -> Result<()> {
+    if holds { Ok(()) } else { bail!("{what}") }
 }
 
 /// Something beside a matrix: its storage and layout.
@@ -109,13 +138,13 @@ fn value_by_value(
     (other, other_layout): Beside<'_>,
 ) -> Result<()> {
     let (matrix, of_other) = (Matrix::of(x_layout)?, Matrix::of(other_layout)?);
-    expect(matrix.at.len() == of_other.at.len(), "two matrices of one size were expected")?;
+    require(matrix.at.len() == of_other.at.len(), "two matrices of one size were expected")?;
     if matrix.is_empty() {
         return Ok(());
     }
     let (device, width) = (x.device().clone(), matrix.width as u32);
     let (mut x, other) = (matrix.change(x)?, of_other.read(other)?);
-    launch!(&device, unit(), kernel, matrix.by_block()?, &mut x, &other, &width);
+    launch!(&device, &*UNIT, kernel, matrix.by_block()?, &mut x, &other, &width);
     Ok(())
 }
 
@@ -140,16 +169,16 @@ fn row_by_row(
     last: Option<u32>,
 ) -> Result<()> {
     let (matrix, of_bias) = (Matrix::of(x_layout)?, Matrix::of(bias_layout)?);
-    expect(matrix.width == of_bias.at.len(), "a bias as long as a row was expected")?;
+    require(matrix.width == of_bias.at.len(), "a bias as long as a row was expected")?;
     if matrix.is_empty() {
         return Ok(());
     }
     let (device, width) = (x.device().clone(), matrix.width as u32);
     let (mut x, bias) = (matrix.change(x)?, of_bias.read(bias)?);
     match last {
-        None => launch!(&device, unit(), kernel, matrix.by_block()?, &mut x, &bias, &width),
+        None => launch!(&device, &*UNIT, kernel, matrix.by_block()?, &mut x, &bias, &width),
         Some(last) => {
-            launch!(&device, unit(), kernel, matrix.by_block()?, &mut x, &bias, &width, &last);
+            launch!(&device, &*UNIT, kernel, matrix.by_block()?, &mut x, &bias, &width, &last);
         }
     }
     Ok(())
@@ -164,14 +193,14 @@ pub(in crate::language) fn add_bias_and(
     let matrix = Matrix::of(x_layout)?;
     let (of_bias, of_other) = (Matrix::of(bias_layout)?, Matrix::of(other_layout)?);
     let fit = matrix.width == of_bias.at.len() && matrix.at.len() == of_other.at.len();
-    expect(fit, "a bias as long as a row and two matrices of one size were expected")?;
+    require(fit, "a bias as long as a row and two matrices of one size were expected")?;
     if matrix.is_empty() {
         return Ok(());
     }
     let (device, width) = (x.device().clone(), matrix.width as u32);
     let (mut x, bias, other) = (matrix.change(x)?, of_bias.read(bias)?, of_other.read(other)?);
     let grid = matrix.by_block()?;
-    launch!(&device, unit(), "add_bias_and", grid, &mut x, &bias, &other, &width);
+    launch!(&device, &*UNIT, "add_bias_and", grid, &mut x, &bias, &other, &width);
     Ok(())
 }
 
@@ -185,14 +214,14 @@ pub(in crate::language) fn layer_norm(
     let matrix = Matrix::of(x_layout)?;
     let (of_weight, of_bias) = (Matrix::of(weight_layout)?, Matrix::of(bias_layout)?);
     let fit = matrix.width == of_weight.at.len() && matrix.width == of_bias.at.len();
-    expect(fit, "a weight and a bias as long as a row were expected")?;
+    require(fit, "a weight and a bias as long as a row were expected")?;
     if matrix.is_empty() {
         return Ok(());
     }
     let (device, grid) = (x.device().clone(), by_warp(matrix.rows)?);
     let (rows, width) = (matrix.rows as u32, matrix.width as u32);
     let (mut x, weight, bias) = (matrix.change(x)?, of_weight.read(weight)?, of_bias.read(bias)?);
-    launch!(&device, unit(), "layer_norm", grid, &mut x, &weight, &bias, &rows, &width, &epsilon);
+    launch!(&device, &*UNIT, "layer_norm", grid, &mut x, &weight, &bias, &rows, &width, &epsilon);
     Ok(())
 }
 
@@ -209,13 +238,13 @@ pub(in crate::language) fn rms_norm(
     epsilon: f32,
 ) -> Result<CudaStorage> {
     let (matrix, of_weight) = (Matrix::of(x_layout)?, Matrix::of(weight_layout)?);
-    expect(matrix.width == of_weight.at.len(), "a weight as long as a row was expected")?;
+    require(matrix.width == of_weight.at.len(), "a weight as long as a row was expected")?;
     let device = x.device();
     let mut out = room(device, matrix.at.len())?;
     if !matrix.is_empty() {
         let (rows, width) = (matrix.rows as u32, matrix.width as u32);
         let (x, weight, grid) = (matrix.read(x)?, of_weight.read(weight)?, by_warp(matrix.rows)?);
-        launch!(device, unit(), "rms_norm", grid, &mut out, &x, &weight, &rows, &width, &epsilon);
+        launch!(device, &*UNIT, "rms_norm", grid, &mut out, &x, &weight, &rows, &width, &epsilon);
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
@@ -247,7 +276,7 @@ pub(in crate::language) fn rotate(
         && cosines.dims().last() == Some(&half)
         && head.is_multiple_of(2)
         && matrix.width.is_multiple_of(head);
-    expect(fit, "whole heads, and a position for every row, were expected")?;
+    require(fit, "whole heads, and a position for every row, were expected")?;
     if matrix.is_empty() {
         return Ok(());
     }
@@ -261,15 +290,7 @@ pub(in crate::language) fn rotate(
             with(sines, |sines, at| {
                 let sines = sines.as_cuda_slice::<f32>()?.slice(at);
                 launch!(
-                    &device,
-                    unit(),
-                    "rotate",
-                    grid,
-                    &mut x,
-                    &positions,
-                    &cosines,
-                    &sines,
-                    &width,
+                    &device, &*UNIT, "rotate", grid, &mut x, &positions, &cosines, &sines, &width,
                     &half,
                 );
                 Ok(())
@@ -317,23 +338,17 @@ pub(in crate::language) fn attention(
         && of_k.width == key_heads * head
         && key_heads > 0
         && heads.is_multiple_of(key_heads)
-        && heads <= usize::from(u16::MAX)
         && tiles.elem_count().is_multiple_of(3);
-    expect(fit, "queries, keys and values of as many tokens and whole heads were expected")?;
+    require(fit, "queries, keys and values of as many tokens and whole heads were expected")?;
     // Four values are read at once.
     let aligned = [&of_q, &of_k, &of_v].iter().all(|matrix| matrix.at.start.is_multiple_of(4));
-    expect(aligned, "matrices that begin at a multiple of four values were expected")?;
+    require(aligned, "matrices that begin at a multiple of four values were expected")?;
     let device = q.0.device();
     let mut out = room(device, of_q.at.len())?;
     let blocks = tiles.elem_count() / 3;
-    if !of_q.is_empty() && blocks > 0 {
-        let lanes = lanes(head);
-        let unit = Unit {
-            name: format!("rumormill-attention-{head}"),
-            source: include_str!("attention.cu"),
-            constants: vec![format!("HEAD={head}"), format!("LANES={lanes}")],
-            fused: true,
-        };
+    require(of_q.is_empty() || blocks > 0, "tiles of all tokens were expected")?;
+    if !of_q.is_empty() {
+        let unit = attention_unit(head, heads)?;
         let grid = LaunchConfig {
             grid_dim: (blocks as u32, heads as u32, 1),
             block_dim: (WARP, 1, 1),
@@ -348,7 +363,7 @@ pub(in crate::language) fn attention(
             let tiles = tiles.as_cuda_slice::<u32>()?.slice(at);
             launch!(
                 device,
-                unit,
+                &*unit,
                 "attention",
                 grid,
                 &mut out,
@@ -374,14 +389,14 @@ pub(in crate::language) fn cross_entropy(
     targets: &[u32],
 ) -> Result<CudaStorage> {
     let matrix = Matrix::of(layout)?;
-    expect(matrix.rows == targets.len(), "as many targets as rows were expected")?;
+    require(matrix.rows == targets.len(), "as many targets as rows were expected")?;
     let device = logits.device();
     let mut out = room(device, 2 * matrix.rows)?;
     if !matrix.is_empty() {
         let targets = device.clone_htod(targets)?;
         let (rows, width) = (matrix.rows as u32, matrix.width as u32);
         let (logits, grid) = (matrix.read(logits)?, by_warp(matrix.rows)?);
-        launch!(device, unit(), "cross_entropy", grid, &mut out, &logits, &targets, &rows, &width);
+        launch!(device, &*UNIT, "cross_entropy", grid, &mut out, &logits, &targets, &rows, &width);
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
@@ -392,7 +407,7 @@ pub(in crate::language) fn pool((x, layout): Beside<'_>, offsets: &[usize]) -> R
     let matrix = Matrix::of(layout)?;
     let sequences = offsets.len().saturating_sub(1);
     let fit = offsets.is_sorted() && offsets.last().is_none_or(|end| *end <= matrix.rows);
-    expect(fit, "sequences that are there were expected")?;
+    require(fit, "sequences that are there were expected")?;
     let device = x.device();
     let mut out = room(device, sequences * matrix.width)?;
     if sequences > 0 && matrix.width > 0 {
@@ -400,7 +415,7 @@ pub(in crate::language) fn pool((x, layout): Beside<'_>, offsets: &[usize]) -> R
         let offsets = device.clone_htod(&offsets)?;
         let (count, width) = (sequences as u32, matrix.width as u32);
         let (x, grid) = (matrix.read(x)?, by_warp(sequences)?);
-        launch!(device, unit(), "pool", grid, &mut out, &x, &offsets, &count, &width);
+        launch!(device, &*UNIT, "pool", grid, &mut out, &x, &offsets, &count, &width);
     }
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
@@ -515,11 +530,11 @@ mod tests {
         }
         assert_eq!(tiles(&[0, 2, 35], 32), [0, 2, 0, 2, 33, 0, 2, 33, 32]);
         assert_eq!(tiles(&[0, 17], 64), [0, 17, 0, 0, 17, 16]);
-        for source in [unit().source, include_str!("attention.cu")] {
-            assert!(
-                source.contains(&format!("#define THREADS {THREADS}\n"))
-                    || source.contains(&format!("#define WARP {WARP}\n"))
-            );
+        assert!(UNIT.source.contains(&format!("#define THREADS {THREADS}\n")));
+        let attention = attention_unit(64, 1).unwrap();
+        assert!(attention.source.contains(&format!("#define WARP {WARP}\n")));
+        for (head, heads) in [(4099, 1), (65_535, 1), (8192, 1), (64, 65_536)] {
+            assert!(attention_unit(head, heads).is_err(), "{heads} heads of {head}");
         }
     }
 }

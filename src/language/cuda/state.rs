@@ -4,6 +4,8 @@
 //! the state that it is of, is made anew where that is another one, and follows a state's updates with the
 //! same additions, so that in a run nothing but keys and amounts goes to the device.
 
+use std::sync::{LazyLock, OnceLock};
+
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, DeviceRepr, LaunchConfig, PushKernelArg,
@@ -13,7 +15,7 @@ use candle_core::{CudaDevice, CudaStorage, Layout, Result, bail};
 use super::{Unit, blocks, launch};
 use crate::direction::{BLOCK_PARAMETERS, Direction};
 use crate::lb8::pow2_f64;
-use crate::params::{End, Mark, Payout, State, change_of};
+use crate::params::{End, Layout as Tensors, Mark, Payout, State, change_of};
 
 /// `THREADS` of the kernels.
 const THREADS: u32 = 256;
@@ -21,16 +23,19 @@ const THREADS: u32 = 256;
 /// Threads that share a ChaCha block.
 const BLOCK_THREADS: usize = 16;
 
+/// Directions of one launch. A node that catches up has thousands, and a card that draws a screen, too, ends a
+/// kernel that takes seconds.
+const DIRECTIONS_MAX: usize = 256;
+
 /// The kernels of directions, in which nothing may be rounded otherwise than on the processor. Every rounding is
 /// spelled out in them; that products and sums are not joined is the second lock on the door.
-fn unit() -> Unit {
-    Unit {
-        name: "rumormill-direction".into(),
-        source: include_str!("direction.cu"),
-        constants: Vec::new(),
-        fused: false,
-    }
-}
+pub(super) static UNIT: LazyLock<Unit> = LazyLock::new(|| Unit {
+    name: "rumormill-direction".into(),
+    source: include_str!("direction.cu"),
+    constants: Vec::new(),
+    fused: false,
+    compiled: OnceLock::new(),
+});
 
 /// `Part` of the kernels.
 #[repr(C)]
@@ -56,6 +61,7 @@ fn words_of(direction: &Direction) -> [u32; 8] {
 /// The values of a state on a device, in the order of its layout.
 pub(in crate::language) struct StateCopy {
     mark: Mark,
+    tensors: Tensors,
     device: CudaDevice,
     values: CudaSlice<i32>,
     parts: CudaSlice<Part>,
@@ -92,6 +98,7 @@ impl StateCopy {
         }
         Ok(StateCopy {
             mark: state.mark(),
+            tensors: state.layout().clone(),
             device: device.clone(),
             values: device.clone_htod(state.values())?,
             parts: device.clone_htod(&parts)?,
@@ -105,8 +112,14 @@ impl StateCopy {
         self.mark.is(mark)
     }
 
-    /// Takes the values of a state of the same layout.
+    /// Whether this can become a copy of the state: tensors of the same lengths and units.
+    pub(in crate::language) fn fits(&self, state: &State) -> bool {
+        self.tensors == *state.layout()
+    }
+
+    /// Takes the values of a state that it fits.
     pub(in crate::language) fn renew(&mut self, state: &State) -> Result<()> {
+        assert!(self.fits(state), "a copy of other tensors is made anew");
         // A copy that fails halfway is a copy of nothing.
         self.mark = Mark::default();
         self.device.memcpy_htod(state.values(), &mut self.values)?;
@@ -116,34 +129,38 @@ impl StateCopy {
 
     /// Does what [`State::apply`] did to the state that this was a copy of.
     pub(in crate::language) fn apply(&mut self, payouts: &[Payout], state: &State) -> Result<()> {
+        assert!(self.fits(state), "a state keeps its tensors");
         self.mark = Mark::default();
-        if !payouts.is_empty() && self.chacha_blocks > 0 {
-            let keys: Vec<u32> =
-                payouts.iter().flat_map(|payout| words_of(&payout.direction)).collect();
-            let mut amounts = Vec::with_capacity(payouts.len() * self.parts.len());
-            for tensor in state.layout().tensors() {
-                amounts
-                    .extend(payouts.iter().map(|payout| change_of(payout, tensor.lsb_log2) as u32));
-            }
-            let (keys, amounts) =
-                (self.device.clone_htod(&keys)?, self.device.clone_htod(&amounts)?);
-            let (count, directions) = (self.parts.len() as u32, payouts.len() as u32);
-            let grid = self.grid()?;
-            // Reads `keys[..8 · directions]` and `amounts[..count · directions]`, which is what they hold.
-            launch!(
-                &self.device,
-                unit(),
-                "add_directions",
-                grid,
-                &mut self.values,
-                &self.parts,
-                &count,
-                &keys,
-                &amounts,
-                &directions,
-            );
+        if self.chacha_blocks > 0 {
+            payouts.chunks(DIRECTIONS_MAX).try_for_each(|payouts| self.add(payouts))?;
         }
         self.mark = state.mark();
+        Ok(())
+    }
+
+    fn add(&mut self, payouts: &[Payout]) -> Result<()> {
+        let keys: Vec<u32> =
+            payouts.iter().flat_map(|payout| words_of(&payout.direction)).collect();
+        let mut amounts = Vec::with_capacity(payouts.len() * self.parts.len());
+        for tensor in self.tensors.tensors() {
+            amounts.extend(payouts.iter().map(|payout| change_of(payout, tensor.lsb_log2) as u32));
+        }
+        let (keys, amounts) = (self.device.clone_htod(&keys)?, self.device.clone_htod(&amounts)?);
+        let (count, directions) = (self.parts.len() as u32, payouts.len() as u32);
+        let grid = self.grid()?;
+        // Reads `keys[..8 · directions]` and `amounts[..count · directions]`, which is what they hold.
+        launch!(
+            &self.device,
+            &*UNIT,
+            "add_directions",
+            grid,
+            &mut self.values,
+            &self.parts,
+            &count,
+            &keys,
+            &amounts,
+            &directions,
+        );
         Ok(())
     }
 
@@ -169,7 +186,7 @@ impl StateCopy {
         match end {
             None => launch!(
                 &self.device,
-                unit(),
+                &*UNIT,
                 "write_view",
                 grid,
                 out,
@@ -182,7 +199,7 @@ impl StateCopy {
                 // Eight numbers of 32 bits are laid out as the kernel's `Key`.
                 launch!(
                     &self.device,
-                    unit(),
+                    &*UNIT,
                     "write_end",
                     grid,
                     out,
@@ -273,7 +290,7 @@ mod tests {
         let mut copy =
             StateCopy::new(device.as_cuda_device().unwrap(), &state, &places_of(&state)).unwrap();
         assert_equal(&copy, &state, "as sent");
-        for count in [1, 2, 40] {
+        for count in [1, 2, 40, 600] {
             let payouts: Vec<Payout> = (0..count)
                 .map(|slot| Payout {
                     direction: direction(slot),
@@ -288,14 +305,18 @@ mod tests {
             assert_equal(&copy, &state, &format!("{count} payouts"));
         }
         let other = some_state();
-        assert!(!copy.is_of(&other.mark()));
+        assert!(!copy.is_of(&other.mark()) && copy.fits(&other));
         copy.renew(&other).unwrap();
         assert_equal(&copy, &other, "renewed");
+        let specs = other.layout().tensors().iter();
+        let specs = specs.map(|tensor| TensorSpec::new(tensor.name.clone(), &[tensor.len]));
+        let finer = vec![1e-4; other.layout().dim()];
+        assert!(!copy.fits(&State::from_base(specs.collect(), finer).unwrap()));
     }
 
     #[test]
     fn threads_are_as_many_as_the_kernels_say() {
-        assert!(unit().source.contains(&format!("#define THREADS {THREADS}\n")));
+        assert!(UNIT.source.contains(&format!("#define THREADS {THREADS}\n")));
         assert_eq!(size_of::<Part>(), 40);
     }
 }
