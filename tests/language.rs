@@ -206,6 +206,7 @@ fn mistakes_with_language_models_are_named() {
     fs::write(&rows, "label\tsentence\n1\tgood\n0\t\n").unwrap();
     let labels = ["--labels", "0:bad,1:good"];
     let hub = if cfg!(feature = "hub") { "from the hub" } else { "--features hub" };
+    let no_card = if cfg!(feature = "cuda") { "cannot be used" } else { "--features cuda" };
     for (extra, code, says) in [
         (vec!["--weights", text(&empty)], 1, "no config.json"),
         (vec!["--weights", "hub:model"], 1, "not hub:OWNER/NAME"),
@@ -218,6 +219,8 @@ fn mistakes_with_language_models_are_named() {
         (vec!["--algorithm", "dadao"], 2, "without gradients"),
         (vec!["--text-column", "review"], 1, "--text-column"),
         (vec!["--labels", "0:bad"], 1, "no word for label \"1\""),
+        (vec!["--device", "gpu"], 2, "is no device"),
+        (vec!["--device", "cuda:99"], 1, no_card),
     ] {
         let mut command = vec!["local", "--nodes", "1", "--rounds", "1"];
         let is_given = |flag: &str| extra.contains(&flag);
@@ -230,4 +233,48 @@ fn mistakes_with_language_models_are_named() {
         assert_eq!(ended.code, code, "{extra:?}: {ended:#?}");
         assert!(ended.stderr.contains(says), "{extra:?}: {ended:#?}");
     }
+}
+
+/// Where there is a card: one node computes on it and one on the processor, and each repeats some of the other's
+/// probes.
+#[cfg(feature = "cuda")]
+#[test]
+fn a_card_and_a_processor_end_one_run_alike() {
+    let folder = folder();
+    let args = prepared(folder.path(), 1);
+    let run_file = folder.path().join("run.toml");
+    let command =
+        ["init", "--members", "2", "--rounds", "16", "--labels", "0:bad,1:good", "--audits", "500"];
+    let mut command = with(&command, &args);
+    command.extend(["--step", "0.02", "--rounds-per-height", "4", "--out", text(&run_file)]);
+    let ended = run(&command);
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    let alone = ["local", "--nodes", "1", "--rounds", "1", "--device", "cuda"];
+    let mut alone = with(&alone, &args);
+    alone.extend(["--labels", "0:bad,1:good"]);
+    let ended = run(&alone);
+    if ended.stderr.contains("cannot be used") {
+        println!("skipped: {}", ended.stderr);
+        return;
+    }
+    assert_eq!(ended.code, 0, "{ended:#?}");
+    let node = |name: &str, device: &str, extra: &[&str]| {
+        let directory = folder.path().join(name);
+        let mut command = rumormill();
+        command.args(["node", "--no-mdns", "--sync", "never", "--listen", "/ip4/127.0.0.1/tcp/0"]);
+        command.args(["--run", text(&run_file), "--data-dir", text(&directory)]);
+        command.args(["--device", device]).args(extra);
+        Running::start(&mut command)
+    };
+    let first = node("a", "cpu", &[]);
+    let line = first.wait_for("listening on");
+    let address = line.split_whitespace().find(|word| word.contains("/p2p/")).unwrap().to_owned();
+    let second = node("b", "cuda", &["--peer", &address]);
+    let ends = [first, second].map(|node| {
+        node.wait_for("all rounds are certified");
+        let ended = node.end();
+        assert_eq!(ended.code, 0, "{ended:#?}");
+        ended.stdout.lines().find(|line| line.starts_with("model ")).unwrap()[..70].to_owned()
+    });
+    assert_eq!(ends[0], ends[1]);
 }
