@@ -125,61 +125,30 @@ impl InplaceOp1 for WriteAll<'_> {
     }
 }
 
-/// `x + bias`.
-struct AddBias;
-
-impl InplaceOp2 for AddBias {
-    fn name(&self) -> &'static str {
-        "add-bias"
-    }
-    fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout, b: &CpuStorage, bl: &Layout) -> Result<()> {
-        kernel::add_bias(slice_mut(x, xl)?, slice(b, bl)?);
-        Ok(())
-    }
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &mut CudaStorage,
-        xl: &Layout,
-        b: &CudaStorage,
-        bl: &Layout,
-    ) -> Result<()> {
-        pass::add_bias((x, xl), (b, bl))
-    }
+/// What is done to every value with another's, in place.
+enum With {
+    /// `x + bias`, the bias a row.
+    Bias,
+    /// `activation(x + bias)`.
+    BiasActivation(Activation),
+    /// `x + other`.
+    Other,
+    /// `silu(x) · other`.
+    SiluTimes,
 }
 
-/// `activation(x + bias)`.
-struct BiasActivation(Activation);
-
-impl InplaceOp2 for BiasActivation {
+impl InplaceOp2 for With {
     fn name(&self) -> &'static str {
-        "bias-activation"
-    }
-    fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout, b: &CpuStorage, bl: &Layout) -> Result<()> {
-        kernel::bias_activation(slice_mut(x, xl)?, slice(b, bl)?, self.0);
-        Ok(())
-    }
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &mut CudaStorage,
-        xl: &Layout,
-        b: &CudaStorage,
-        bl: &Layout,
-    ) -> Result<()> {
-        pass::bias_activation((x, xl), (b, bl), self.0)
-    }
-}
-
-/// `x + other`.
-struct Add;
-
-impl InplaceOp2 for Add {
-    fn name(&self) -> &'static str {
-        "add"
+        "with"
     }
     fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout, o: &CpuStorage, ol: &Layout) -> Result<()> {
-        kernel::add(slice_mut(x, xl)?, slice(o, ol)?);
+        let (x, other) = (slice_mut(x, xl)?, slice(o, ol)?);
+        match *self {
+            With::Bias => kernel::add_bias(x, other),
+            With::BiasActivation(activation) => kernel::bias_activation(x, other, activation),
+            With::Other => kernel::add(x, other),
+            With::SiluTimes => kernel::silu_times(x, other),
+        }
         Ok(())
     }
     #[cfg(feature = "cuda")]
@@ -190,50 +159,42 @@ impl InplaceOp2 for Add {
         o: &CudaStorage,
         ol: &Layout,
     ) -> Result<()> {
-        pass::add((x, xl), (o, ol))
+        let (x, other) = ((x, xl), (o, ol));
+        match *self {
+            With::Bias => pass::add_bias(x, other),
+            With::BiasActivation(activation) => pass::bias_activation(x, other, activation),
+            With::Other => pass::add(x, other),
+            With::SiluTimes => pass::silu_times(x, other),
+        }
     }
 }
 
-/// `silu(x) · other`.
-struct SiluTimes;
-
-impl InplaceOp2 for SiluTimes {
-    fn name(&self) -> &'static str {
-        "silu-times"
-    }
-    fn cpu_fwd(&self, x: &mut CpuStorage, xl: &Layout, o: &CpuStorage, ol: &Layout) -> Result<()> {
-        kernel::silu_times(slice_mut(x, xl)?, slice(o, ol)?);
-        Ok(())
-    }
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &mut CudaStorage,
-        xl: &Layout,
-        o: &CudaStorage,
-        ol: &Layout,
-    ) -> Result<()> {
-        pass::silu_times((x, xl), (o, ol))
-    }
+/// What is done to every row with two others, in place.
+enum WithTwo {
+    /// `x + bias + other`.
+    BiasAndOther,
+    /// Layer normalization with a weight, a bias and this epsilon.
+    LayerNorm(f32),
 }
 
-/// `x + bias + other`.
-struct AddBiasAnd;
-
-impl InplaceOp3 for AddBiasAnd {
+impl InplaceOp3 for WithTwo {
     fn name(&self) -> &'static str {
-        "add-bias-and"
+        "with-two"
     }
     fn cpu_fwd(
         &self,
         x: &mut CpuStorage,
         xl: &Layout,
+        a: &CpuStorage,
+        al: &Layout,
         b: &CpuStorage,
         bl: &Layout,
-        o: &CpuStorage,
-        ol: &Layout,
     ) -> Result<()> {
-        kernel::add_bias_and(slice_mut(x, xl)?, slice(b, bl)?, slice(o, ol)?);
+        let (x, a, b) = (slice_mut(x, xl)?, slice(a, al)?, slice(b, bl)?);
+        match *self {
+            WithTwo::BiasAndOther => kernel::add_bias_and(x, a, b),
+            WithTwo::LayerNorm(epsilon) => kernel::layer_norm(x, a, b, epsilon),
+        }
         Ok(())
     }
     #[cfg(feature = "cuda")]
@@ -241,45 +202,16 @@ impl InplaceOp3 for AddBiasAnd {
         &self,
         x: &mut CudaStorage,
         xl: &Layout,
-        b: &CudaStorage,
-        bl: &Layout,
-        o: &CudaStorage,
-        ol: &Layout,
-    ) -> Result<()> {
-        pass::add_bias_and((x, xl), (b, bl), (o, ol))
-    }
-}
-
-/// Layer normalization with this epsilon.
-struct LayerNorm(f32);
-
-impl InplaceOp3 for LayerNorm {
-    fn name(&self) -> &'static str {
-        "layer-norm"
-    }
-    fn cpu_fwd(
-        &self,
-        x: &mut CpuStorage,
-        xl: &Layout,
-        w: &CpuStorage,
-        wl: &Layout,
-        b: &CpuStorage,
-        bl: &Layout,
-    ) -> Result<()> {
-        kernel::layer_norm(slice_mut(x, xl)?, slice(w, wl)?, slice(b, bl)?, self.0);
-        Ok(())
-    }
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        x: &mut CudaStorage,
-        xl: &Layout,
-        w: &CudaStorage,
-        wl: &Layout,
+        a: &CudaStorage,
+        al: &Layout,
         b: &CudaStorage,
         bl: &Layout,
     ) -> Result<()> {
-        pass::layer_norm((x, xl), (w, wl), (b, bl), self.0)
+        let (x, a, b) = ((x, xl), (a, al), (b, bl));
+        match *self {
+            WithTwo::BiasAndOther => pass::add_bias_and(x, a, b),
+            WithTwo::LayerNorm(epsilon) => pass::layer_norm(x, a, b, epsilon),
+        }
     }
 }
 
@@ -514,31 +446,31 @@ impl CustomOp1 for Pool<'_> {
 
 /// `x + bias`.
 pub(super) fn add_bias(x: Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.inplace_op2(bias, &AddBias)?;
+    x.inplace_op2(bias, &With::Bias)?;
     Ok(x)
 }
 
 /// `x + other`.
 pub(super) fn add(x: Tensor, other: &Tensor) -> Result<Tensor> {
-    x.inplace_op2(other, &Add)?;
+    x.inplace_op2(other, &With::Other)?;
     Ok(x)
 }
 
 /// `x + bias + other`.
 pub(super) fn add_bias_and(x: Tensor, bias: &Tensor, other: &Tensor) -> Result<Tensor> {
-    x.inplace_op3(bias, other, &AddBiasAnd)?;
+    x.inplace_op3(bias, other, &WithTwo::BiasAndOther)?;
     Ok(x)
 }
 
 /// `activation(x + bias)`.
 pub(super) fn bias_activation(x: Tensor, bias: &Tensor, activation: Activation) -> Result<Tensor> {
-    x.inplace_op2(bias, &BiasActivation(activation))?;
+    x.inplace_op2(bias, &With::BiasActivation(activation))?;
     Ok(x)
 }
 
 /// `silu(x) · other`.
 pub(super) fn silu_times(x: Tensor, other: &Tensor) -> Result<Tensor> {
-    x.inplace_op2(other, &SiluTimes)?;
+    x.inplace_op2(other, &With::SiluTimes)?;
     Ok(x)
 }
 
@@ -549,7 +481,7 @@ pub(super) fn layer_norm(
     bias: &Tensor,
     epsilon: f32,
 ) -> Result<Tensor> {
-    x.inplace_op3(weight, bias, &LayerNorm(epsilon))?;
+    x.inplace_op3(weight, bias, &WithTwo::LayerNorm(epsilon))?;
     Ok(x)
 }
 
