@@ -15,6 +15,7 @@
 //! moves it. That no parameter wraps through the end of its range is the ledger's bound to keep; the
 //! ranges chosen here leave 128 times the base model's largest magnitude.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -343,12 +344,11 @@ impl State {
         }
     }
 
-    /// Writes what [`State::write_pair`] writes of one tensor, from its parameter `first` on, the first of a block of
-    /// the direction. The direction comes with the binary logarithm of ε.
+    /// Writes what [`State::write_pair`] writes of one tensor, from its parameter `first` on. The direction comes with
+    /// the binary logarithm of ε.
     ///
     /// # Panics
-    /// If the tensor does not have these parameters, `first` begins no block, the two are not equally long, or ε is not
-    /// a normal `f32`.
+    /// If the tensor does not have these parameters, the two are not equally long, or ε is not a normal `f32`.
     pub fn write_pair_part(
         &self,
         tensor: usize,
@@ -357,22 +357,13 @@ impl State {
         plus: &mut [f32],
         minus: &mut [f32],
     ) {
-        assert_eq!(first % BLOCK_PARAMETERS, 0, "the first parameter of a block");
         assert_eq!(plus.len(), minus.len(), "two ends of the same parameters");
-        let Tensor { offset, len, lsb_log2, .. } = self.layout.tensors[tensor];
-        let values = &self.values[offset..offset + len][first..first + plus.len()];
-        let lsb = pow2_f64(lsb_log2) as f32;
+        let (values, lsb) = self.part(tensor, first, plus.len());
         let epsilon = End { direction, epsilon_log2, plus: true }.step();
-        let mut signs = [[0; 16]; kernel::SUPERBLOCK];
-        let mut block = (first / BLOCK_PARAMETERS) as u64;
-        let plus = plus.chunks_mut(SUPERBLOCK_PARAMETERS);
-        let minus = minus.chunks_mut(SUPERBLOCK_PARAMETERS);
-        for ((values, plus), minus) in values.chunks(SUPERBLOCK_PARAMETERS).zip(plus).zip(minus) {
-            let signs = &mut signs[..values.len().div_ceil(BLOCK_PARAMETERS)];
-            direction.sign_words(tensor, block, signs);
-            kernel::pair(values, signs, lsb, epsilon, plus, minus);
-            block += kernel::SUPERBLOCK as u64;
-        }
+        by_superblock(direction, tensor, first, values.len(), |range, signs, first| {
+            let (plus, minus) = (&mut plus[range.clone()], &mut minus[range.clone()]);
+            kernel::pair(&values[range], signs, first, [lsb, epsilon], plus, minus);
+        });
     }
 
     /// Writes weights of one tensor, from its parameter `first` on: their view, or one end of a probe.
@@ -383,33 +374,18 @@ impl State {
     /// # Panics
     /// If the tensor does not have these parameters, or ε is not a normal `f32`.
     pub fn write_part(&self, tensor: usize, first: usize, end: Option<End<'_>>, out: &mut [f32]) {
-        let Tensor { offset, len, lsb_log2, .. } = self.layout.tensors[tensor];
-        let mut values = &self.values[offset..offset + len][first..first + out.len()];
-        let lsb = pow2_f64(lsb_log2) as f32;
+        let (values, lsb) = self.part(tensor, first, out.len());
         let Some(end) = end else { return kernel::view(values, lsb, out) };
         let step = end.step();
-        let mut signs = [[0; 16]; kernel::SUPERBLOCK];
-        let (mut block, skip) = ((first / BLOCK_PARAMETERS) as u64, first % BLOCK_PARAMETERS);
-        let mut out = out;
-        if skip > 0 {
-            // The rest of a block whose beginning is not asked for.
-            let len = values.len().min(BLOCK_PARAMETERS - skip);
-            let (mut padded, mut ends) = ([0; BLOCK_PARAMETERS], [0.0; BLOCK_PARAMETERS]);
-            let (own, after) = values.split_at(len);
-            padded[skip..skip + len].copy_from_slice(own);
-            end.direction.sign_words(tensor, block, &mut signs[..1]);
-            kernel::end(&padded, &signs[..1], lsb, step, &mut ends);
-            let (own, rest) = out.split_at_mut(len);
-            own.copy_from_slice(&ends[skip..skip + len]);
-            (values, out, block) = (after, rest, block + 1);
-        }
-        let values = values.chunks(SUPERBLOCK_PARAMETERS);
-        for (values, out) in values.zip(out.chunks_mut(SUPERBLOCK_PARAMETERS)) {
-            let signs = &mut signs[..values.len().div_ceil(BLOCK_PARAMETERS)];
-            end.direction.sign_words(tensor, block, signs);
-            kernel::end(values, signs, lsb, step, out);
-            block += kernel::SUPERBLOCK as u64;
-        }
+        by_superblock(end.direction, tensor, first, values.len(), |range, signs, first| {
+            kernel::end(&values[range.clone()], signs, first, [lsb, step], &mut out[range]);
+        });
+    }
+
+    /// Parameters of one tensor from `first` on, and their unit.
+    fn part(&self, tensor: usize, first: usize, len: usize) -> (&[i32], f32) {
+        let Tensor { offset, len: all, lsb_log2, .. } = self.layout.tensors[tensor];
+        (&self.values[offset..offset + all][first..first + len], pow2_f64(lsb_log2) as f32)
     }
 
     /// Gives the weights of a tensor as little-endian `f32`, some at a time.
@@ -494,6 +470,27 @@ impl End<'_> {
 
 /// Parameters whose signs are generated at a time.
 const SUPERBLOCK_PARAMETERS: usize = BLOCK_PARAMETERS * kernel::SUPERBLOCK;
+
+/// Gives a direction's signs of `len` parameters of a tensor from `first` on, a superblock at a time: which of the
+/// parameters, the signs of their blocks, and where in these the first of them is.
+fn by_superblock(
+    direction: &Direction,
+    tensor: usize,
+    first: usize,
+    len: usize,
+    mut take: impl FnMut(Range<usize>, &[SignBlock], usize),
+) {
+    let mut signs = kernel::Lines([[0; 16]; kernel::SUPERBLOCK]);
+    let (mut block, mut skip) = ((first / BLOCK_PARAMETERS) as u64, first % BLOCK_PARAMETERS);
+    let mut at = 0;
+    while at < len {
+        let end = len.min(at + SUPERBLOCK_PARAMETERS - skip);
+        let signs = &mut signs.0[..(skip + end - at).div_ceil(BLOCK_PARAMETERS)];
+        direction.sign_words(tensor, block, signs);
+        take(at..end, signs, skip);
+        (at, block, skip) = (end, block + kernel::SUPERBLOCK as u64, 0);
+    }
+}
 
 /// Some of a state's parameters, for a thread of their own.
 #[derive(Debug)]
@@ -881,6 +878,16 @@ mod tests {
 
     #[test]
     fn parts_written_alone_are_those_of_the_whole() {
+        const RANGES: [(usize, usize); 8] = [
+            (0, 20_000),
+            (3, 5),
+            (100, 17_000),
+            (511, 513),
+            (512, 1024),
+            (768, 1152),
+            (8_192, 17_000),
+            (16_896, 20_000),
+        ];
         let state = some_state();
         let mut whole = [vec![0.0; 17_308], vec![0.0; 17_308], vec![0.0; 17_308]];
         let [plus, minus, view] = &mut whole;
@@ -890,21 +897,27 @@ mod tests {
         let end = |plus| Some(End { direction: &direction, epsilon_log2: -7, plus });
         for (index, tensor) in state.layout.tensors.iter().enumerate() {
             for (end, whole) in [end(true), end(false), None].into_iter().zip(&whole) {
-                for (from, to) in [(0, tensor.len), (3, 5), (100, 17_000), (511, 513), (512, 1024)]
-                {
+                for (from, to) in RANGES {
                     let (from, to) = (from.min(tensor.len), to.min(tensor.len));
                     let mut alone = vec![0.0; to - from];
                     state.write_part(index, from, end, &mut alone);
                     assert_eq!(alone, whole[tensor.offset + from..tensor.offset + to]);
                 }
             }
-            for (from, to) in [(0, 513), (512, 1024), (8_192, 17_000), (16_896, tensor.len)] {
-                let (from, to) = (from.min(tensor.len) / 512 * 512, to.min(tensor.len));
+            // Both ends, where they begin with a line of the cache and elsewhere.
+            for (from, to) in RANGES {
+                let (from, to) = (from.min(tensor.len), to.min(tensor.len));
                 let range = tensor.offset + from..tensor.offset + to;
-                let mut ends = [vec![0.0; range.len()], vec![0.0; range.len()]];
-                let [plus, minus] = &mut ends;
-                state.write_pair_part(index, from, (&direction, -7), plus, minus);
-                assert_eq!(ends[..], [&whole[0][range.clone()], &whole[1][range]]);
+                for beside in 0..16 {
+                    let mut ends = [vec![0.0; range.len() + 16], vec![0.0; range.len() + 16]];
+                    let [plus, minus] = ends.each_mut().map(|end| {
+                        let first = end.as_ptr().align_offset(64) + beside;
+                        &mut end[first % 16..][..range.len()]
+                    });
+                    state.write_pair_part(index, from, (&direction, -7), plus, minus);
+                    assert_eq!(plus, &whole[0][range.clone()]);
+                    assert_eq!(minus, &whole[1][range.clone()]);
+                }
             }
         }
     }

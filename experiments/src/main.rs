@@ -11,6 +11,9 @@ use rumormill_experiments::attack_table::AttackTable;
 use rumormill_experiments::sim::{self, Usage, plot};
 use rumormill_experiments::{compare, reproduce, scale, soak, spread, vectors};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
 #[command(name = "rumormill-lab", version)]

@@ -55,7 +55,7 @@ pub(super) fn with<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result
 }
 
 /// Parameters written by one thread at a time: whole blocks of a direction's signs.
-const WRITE_CHUNK: usize = 128 * BLOCK_PARAMETERS;
+const WRITE_CHUNK: usize = 32 * BLOCK_PARAMETERS;
 
 /// Writes a tensor of a source over a weight in main memory, whose first dimension is the ends.
 pub(super) struct Write<'a> {

@@ -5,9 +5,13 @@
 //! `word << row` the loop over rows vectorizes instead, with gathers, ten times slower. All paths
 //! use the same integer or singly rounded operations and give the same bits.
 //!
-//! AVX-512 is for one or two directions alone, which wait for memory: there it is a fifth faster. With four
-//! or more it was measured up to four times *slower* than AVX2 (`experiments/results/2026-11-25-replay`), so those and
-//! all others are compiled for AVX2 at most.
+//! AVX-512 moves a line of the cache at a time, and one that lies across two costs twice: loops that are compiled for
+//! it work on whole [lines](Lines), or ask where their numbers begin. Adding one or two directions waits for memory, and
+//! is a fifth faster with it wherever they begin. With four or more it was measured up to four times *slower* than AVX2
+//! (`experiments/results/2026-11-25-replay`), as are single additions to the counts of [`sliced`](super::sliced) and
+//! ChaCha, which the compiler arranges badly: those and all others are compiled for AVX2 at most.
+
+use std::ops::Range;
 
 use multiversion::multiversion;
 
@@ -18,6 +22,19 @@ pub(super) const SUPERBLOCK: usize = 16;
 
 /// Parameters in a row: one for each word of a block.
 const ROW: usize = 16;
+
+/// Rows of a block.
+const ROWS: usize = BLOCK_PARAMETERS / ROW;
+
+/// Something that begins with a line of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Lines<T>(pub(super) T);
+
+/// Whether these numbers begin with a line of the cache.
+fn begin_a_line<T>(values: &[T]) -> bool {
+    values.as_ptr().addr().is_multiple_of(align_of::<Lines<()>>())
+}
 
 /// Adds `amount · sign` of one direction to a superblock, or its beginning.
 #[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+bmi2", "aarch64+neon"))]
@@ -91,48 +108,83 @@ pub(super) fn view(values: &[i32], lsb: f32, out: &mut [f32]) {
     }
 }
 
-/// Writes `lsb · value ± epsilon · sign` for a superblock, or its beginning.
-#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+/// Writes `lsb · value ± epsilon · sign` for a part of a superblock. The first value is number `first` of it.
 pub(super) fn pair(
     values: &[i32],
     signs: &[SignBlock],
-    lsb: f32,
-    epsilon: f32,
+    first: usize,
+    [lsb, epsilon]: [f32; 2],
     plus: &mut [f32],
     minus: &mut [f32],
 ) {
-    let (values, values_rest) = values.as_chunks::<BLOCK_PARAMETERS>();
-    let (plus, plus_rest) = plus.as_chunks_mut::<BLOCK_PARAMETERS>();
-    let (minus, minus_rest) = minus.as_chunks_mut::<BLOCK_PARAMETERS>();
-    for (((values, signs), plus), minus) in values.iter().zip(signs).zip(plus).zip(minus) {
-        pair_block(values, *signs, lsb, epsilon, plus, minus);
-    }
-    if !values_rest.is_empty() {
-        let len = values_rest.len();
-        let mut block = [0; BLOCK_PARAMETERS];
-        let (mut plus, mut minus) = ([0.0; BLOCK_PARAMETERS], [0.0; BLOCK_PARAMETERS]);
-        block[..len].copy_from_slice(values_rest);
-        pair_block(&block, signs[values.len()], lsb, epsilon, &mut plus, &mut minus);
-        plus_rest.copy_from_slice(&plus[..len]);
-        minus_rest.copy_from_slice(&minus[..len]);
+    if begin_a_line(plus) && begin_a_line(minus) {
+        pair_of_lines(values, signs, first, [lsb, epsilon], plus, minus);
+    } else {
+        pair_anywhere(values, signs, first, [lsb, epsilon], plus, minus);
     }
 }
 
-#[inline(always)]
-fn pair_block(
-    values: &[i32; BLOCK_PARAMETERS],
-    mut words: SignBlock,
-    lsb: f32,
-    epsilon: f32,
-    plus: &mut [f32; BLOCK_PARAMETERS],
-    minus: &mut [f32; BLOCK_PARAMETERS],
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2+bmi2", "aarch64+neon"))]
+fn pair_of_lines(
+    values: &[i32],
+    signs: &[SignBlock],
+    first: usize,
+    units: [f32; 2],
+    plus: &mut [f32],
+    minus: &mut [f32],
 ) {
-    let values = values.as_chunks::<ROW>().0;
-    let plus = plus.as_chunks_mut::<ROW>().0;
-    let minus = minus.as_chunks_mut::<ROW>().0;
-    for ((values, plus), minus) in values.iter().zip(plus).zip(minus) {
+    pair_inline(values, signs, first, units, plus, minus);
+}
+
+#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+fn pair_anywhere(
+    values: &[i32],
+    signs: &[SignBlock],
+    first: usize,
+    units: [f32; 2],
+    plus: &mut [f32],
+    minus: &mut [f32],
+) {
+    pair_inline(values, signs, first, units, plus, minus);
+}
+
+#[inline(always)]
+fn pair_inline(
+    values: &[i32],
+    signs: &[SignBlock],
+    first: usize,
+    units: [f32; 2],
+    plus: &mut [f32],
+    minus: &mut [f32],
+) {
+    for Piece { range, words, lane } in pieces(signs, first, values.len()) {
+        let (plus, minus) = (&mut plus[range.clone()], &mut minus[range.clone()]);
+        let values = &values[range];
+        if values.len() < ROW {
+            let (mut a, mut b) = ([[0.0; ROW]], [[0.0; ROW]]);
+            pair_rows(&[padded(values, lane)], words, units, &mut a, &mut b);
+            plus.copy_from_slice(&a[0][lane..lane + values.len()]);
+            minus.copy_from_slice(&b[0][lane..lane + values.len()]);
+        } else {
+            let (rows, plus, minus) =
+                (values.as_chunks().0, plus.as_chunks_mut().0, minus.as_chunks_mut().0);
+            pair_rows(rows, words, units, plus, minus);
+        }
+    }
+}
+
+/// Rows of one block.
+#[inline(always)]
+fn pair_rows(
+    rows: &[[i32; ROW]],
+    mut words: SignBlock,
+    [lsb, epsilon]: [f32; 2],
+    plus: &mut [[f32; ROW]],
+    minus: &mut [[f32; ROW]],
+) {
+    for ((row, plus), minus) in rows.iter().zip(plus).zip(minus) {
         for lane in 0..ROW {
-            let weight = values[lane] as f32 * lsb;
+            let weight = row[lane] as f32 * lsb;
             let step = f32::from_bits(epsilon.to_bits() ^ words[lane] & 1 << 31);
             plus[lane] = weight + step;
             minus[lane] = weight - step;
@@ -141,36 +193,80 @@ fn pair_block(
     }
 }
 
-/// Writes `lsb · value + step · sign` for a superblock, or its beginning.
+/// Writes `lsb · value + step · sign` for a part of a superblock. The first value is number `first` of it.
 #[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
-pub(super) fn end(values: &[i32], signs: &[SignBlock], lsb: f32, step: f32, out: &mut [f32]) {
-    let (values, values_rest) = values.as_chunks::<BLOCK_PARAMETERS>();
-    let (out, out_rest) = out.as_chunks_mut::<BLOCK_PARAMETERS>();
-    for ((values, signs), out) in values.iter().zip(signs).zip(out) {
-        end_block(values, *signs, lsb, step, out);
-    }
-    if !values_rest.is_empty() {
-        let len = values_rest.len();
-        let (mut block, mut ends) = ([0; BLOCK_PARAMETERS], [0.0; BLOCK_PARAMETERS]);
-        block[..len].copy_from_slice(values_rest);
-        end_block(&block, signs[values.len()], lsb, step, &mut ends);
-        out_rest.copy_from_slice(&ends[..len]);
+pub(super) fn end(
+    values: &[i32],
+    signs: &[SignBlock],
+    first: usize,
+    [lsb, step]: [f32; 2],
+    out: &mut [f32],
+) {
+    for Piece { range, words, lane } in pieces(signs, first, values.len()) {
+        let (values, out) = (&values[range.clone()], &mut out[range]);
+        if values.len() < ROW {
+            let mut ends = [[0.0; ROW]];
+            end_rows(&[padded(values, lane)], words, [lsb, step], &mut ends);
+            out.copy_from_slice(&ends[0][lane..lane + values.len()]);
+        } else {
+            end_rows(values.as_chunks().0, words, [lsb, step], out.as_chunks_mut().0);
+        }
     }
 }
 
+/// Rows of one block.
 #[inline(always)]
-fn end_block(
-    values: &[i32; BLOCK_PARAMETERS],
+fn end_rows(
+    rows: &[[i32; ROW]],
     mut words: SignBlock,
-    lsb: f32,
-    step: f32,
-    out: &mut [f32; BLOCK_PARAMETERS],
+    [lsb, step]: [f32; 2],
+    out: &mut [[f32; ROW]],
 ) {
-    for (values, out) in values.as_chunks::<ROW>().0.iter().zip(out.as_chunks_mut::<ROW>().0) {
+    for (row, out) in rows.iter().zip(out) {
         for lane in 0..ROW {
             let signed = f32::from_bits(step.to_bits() ^ words[lane] & 1 << 31);
-            out[lane] = values[lane] as f32 * lsb + signed;
+            out[lane] = row[lane] as f32 * lsb + signed;
             words[lane] <<= 1;
         }
     }
+}
+
+/// Values that are whole rows of one block, or a part of one row.
+struct Piece {
+    /// Which of the values.
+    range: Range<usize>,
+    /// The block's words, shifted so that the signs of the first row are on top.
+    words: SignBlock,
+    /// The first value's place in its row.
+    lane: usize,
+}
+
+/// The pieces of `len` values, the first of which is number `first` of the blocks of these signs.
+#[inline(always)]
+fn pieces(signs: &[SignBlock], first: usize, len: usize) -> impl Iterator<Item = Piece> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let left = len - at;
+        if left == 0 {
+            return None;
+        }
+        let (row, lane) = ((first + at) / ROW, (first + at) % ROW);
+        let most =
+            if lane > 0 { ROW - lane } else { BLOCK_PARAMETERS - (first + at) % BLOCK_PARAMETERS };
+        let taken = match left.min(most) {
+            few if few < ROW => few,
+            rows => rows / ROW * ROW,
+        };
+        let words = signs[row / ROWS].map(|word| word << (row % ROWS));
+        at += taken;
+        Some(Piece { range: at - taken..at, words, lane })
+    })
+}
+
+/// A row that has these values from this lane on.
+#[inline(always)]
+fn padded(values: &[i32], lane: usize) -> [i32; ROW] {
+    let mut row = [0; ROW];
+    row[lane..lane + values.len()].copy_from_slice(values);
+    row
 }

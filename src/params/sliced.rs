@@ -16,14 +16,14 @@
 
 use multiversion::multiversion;
 
-use super::kernel::SUPERBLOCK;
+use super::kernel::{Lines, SUPERBLOCK};
 use crate::direction::{BLOCK_PARAMETERS, Direction, LANES, SignBlock};
 
 /// Words of a plane.
 const WORDS: usize = 16 * SUPERBLOCK;
 
 /// One bit for every parameter of a superblock, in the order of [`Direction::sign_lanes`].
-type Plane = [u32; WORDS];
+type Plane = Lines<[u32; WORDS]>;
 
 /// Directions whose signs are held at a time, in half a first-level cache with their complements.
 const GROUP: usize = 16;
@@ -83,7 +83,7 @@ impl Plan {
             groups,
             counts: std::array::from_fn(|weight| planner.waiting[weight].first().copied()),
             total: total as i32,
-            planes: vec![[0; WORDS]; usize::from(planner.len)],
+            planes: vec![Lines([0; WORDS]); usize::from(planner.len)],
         }
     }
 
@@ -96,21 +96,21 @@ impl Plan {
             for (direction, (signs, complement)) in
                 directions.iter().zip(signs.iter_mut().zip(complements))
             {
-                direction.sign_lanes(tensor, first_block, signs);
+                direction.sign_lanes(tensor, first_block, &mut signs.0);
                 invert(signs, complement);
             }
             execute(adders, planes);
         }
         for (block, values) in values.chunks_mut(BLOCK_PARAMETERS).enumerate() {
-            let mut counts = [[0; 16]; 32];
+            let mut counts = Lines([[0; 16]; 32]);
             for (weight, plane) in self.counts.iter().enumerate() {
                 if let Some(plane) = plane {
                     let first = block / LANES * 16 * LANES + block % LANES;
-                    let words = planes[usize::from(*plane)][first..].iter().step_by(LANES);
-                    counts[31 - weight].iter_mut().zip(words).for_each(|(at, word)| *at = *word);
+                    let words = planes[usize::from(*plane)].0[first..].iter().step_by(LANES);
+                    counts.0[31 - weight].iter_mut().zip(words).for_each(|(at, word)| *at = *word);
                 }
             }
-            add_counts(values, &mut counts, self.total);
+            add_counts(values, &mut counts.0, self.total);
         }
     }
 }
@@ -201,12 +201,16 @@ impl Planner {
 
 #[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
 fn invert(signs: &Plane, complement: &mut Plane) {
-    for (complement, signs) in complement.iter_mut().zip(signs) {
+    for (complement, signs) in complement.0.iter_mut().zip(&signs.0) {
         *complement = !signs;
     }
 }
 
-#[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
+#[multiversion(targets(
+    "x86_64+avx512f+avx512dq+avx512vl+avx512bw",
+    "x86_64+avx2+bmi2",
+    "aarch64+neon"
+))]
 fn execute(adders: &[Adder], planes: &mut [Plane]) {
     for adder in adders {
         match *adder {
@@ -242,8 +246,9 @@ fn execute(adders: &[Adder], planes: &mut [Plane]) {
 }
 
 #[inline(always)]
-fn of<const N: usize>(planes: &mut [Plane], indices: [u16; N]) -> [&mut Plane; N] {
-    planes.get_disjoint_mut(indices.map(usize::from)).expect("an adder's planes are all different")
+fn of<const N: usize>(planes: &mut [Plane], indices: [u16; N]) -> [&mut [u32; WORDS]; N] {
+    let planes = planes.get_disjoint_mut(indices.map(usize::from));
+    planes.expect("an adder's planes are all different").map(|plane| &mut plane.0)
 }
 
 /// The sum of three bits and its carry.
