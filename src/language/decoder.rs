@@ -5,11 +5,11 @@ use candle_core::{Device, Result, Tensor};
 use super::config::{Config, Kind, Stretch};
 use super::model::{Batch, Linear, Table, Weights, linear_shapes};
 use super::op::{self, Angles};
-use super::view::Lane;
 
 /// A Llama-like decoder over a set of weights.
 pub(super) struct Decoder {
-    words: Table,
+    /// The rows of words.
+    pub(super) words: Table,
     layers: Vec<Layer>,
     norm: Tensor,
     /// The rows of the output matrix; whole where every token is predicted.
@@ -133,10 +133,6 @@ impl Decoder {
             causal: config.causal(),
             angles: Angles::new(angles, config.head / 2, device)?,
         })
-    }
-
-    pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
-        self.words.read(&batch.ids, lane, &batch.device)
     }
 
     pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {

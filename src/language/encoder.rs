@@ -6,9 +6,8 @@ use candle_core::{Result, Tensor};
 
 use super::config::{Config, Kind};
 use super::kernel::Activation;
-use super::model::{Batch, Linear, Table, Weights, linear_shapes};
+use super::model::{Batch, Linear, Rows, Table, Weights, linear_shapes};
 use super::op;
-use super::view::Lane;
 
 /// A BERT-like encoder over a set of weights.
 pub(super) struct Encoder {
@@ -162,11 +161,22 @@ impl Encoder {
         }
     }
 
-    pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
-        let device = &batch.device;
-        let rows: Vec<u32> = batch.positions.iter().map(|at| at + self.first_position).collect();
-        let x = self.words.read(&batch.ids, lane, device)?;
-        let x = op::add(x, &self.positions.read(&rows, lane, device)?)?;
+    /// Those of words and of positions.
+    pub(super) fn tables(&self) -> [&Table; 2] {
+        [&self.words, &self.positions]
+    }
+
+    /// The rows of positions that these sequences have.
+    pub(super) fn positions_of(&self, sequences: &[&[u32]]) -> Vec<u32> {
+        let longest = sequences.iter().map(|sequence| sequence.len()).max().unwrap_or(0);
+        (self.first_position..self.first_position + longest as u32).collect()
+    }
+
+    /// What enters the first layer, from rows of both tables.
+    pub(super) fn embed(&self, batch: &Batch, rows: &[Rows]) -> Result<Tensor> {
+        let positions: Vec<u32> =
+            batch.positions.iter().map(|at| at + self.first_position).collect();
+        let x = op::add(rows[0].read(&batch.ids)?, &rows[1].read(&positions)?)?;
         let x = match &self.types {
             Some(types) => op::add_bias(x, &types.get(0)?)?,
             None => x,

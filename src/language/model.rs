@@ -1,6 +1,7 @@
 //! What encoders and decoders share: packed batches, weights by name, linear layers with adapters.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 
@@ -9,7 +10,6 @@ use super::decoder::{self, Decoder};
 use super::encoder::{self, Encoder};
 use super::kernel::Activation;
 use super::op;
-use super::view::Lane;
 
 /// How much an adapter's product counts.
 pub(super) const ADAPTER_SCALE: f64 = 2.0;
@@ -22,8 +22,6 @@ pub(super) struct Batch {
     pub(super) positions: Vec<u32>,
     /// Where each sequence begins, and the end of the last.
     pub(super) offsets: Vec<usize>,
-    /// Where the weights are.
-    pub(super) device: Device,
     /// What kernels of a device read there.
     #[cfg(feature = "cuda")]
     pub(super) on_device: Option<OnDevice>,
@@ -65,7 +63,6 @@ impl Batch {
             ids,
             positions,
             offsets,
-            device: device.clone(),
             #[cfg(feature = "cuda")]
             on_device,
         })
@@ -141,29 +138,29 @@ impl Table {
             Table::Rows { .. } => panic!("a matrix that stands nowhere"),
         }
     }
+}
 
-    /// These rows, one below the other.
-    pub(super) fn read(&self, rows: &[u32], lane: Lane<'_>, device: &Device) -> Result<Tensor> {
-        match self {
-            Table::Whole(matrix) => {
-                matrix.index_select(&Tensor::from_slice(rows, rows.len(), device)?, 0)
-            }
-            &Table::Rows { tensor, width } => {
-                let mut values = vec![0.0; rows.len() * width];
-                let mut written: BTreeMap<u32, usize> = BTreeMap::new();
-                for (at, &row) in rows.iter().enumerate() {
-                    let from = at * width;
-                    match written.insert(row, from) {
-                        Some(earlier) => values.copy_within(earlier..earlier + width, from),
-                        None => {
-                            let own = &mut values[from..from + width];
-                            lane.source.write(lane.end, tensor, row as usize * width, own);
-                        }
-                    }
-                }
-                Tensor::from_vec(values, (rows.len(), width), device)
-            }
-        }
+/// Rows of a table at one end.
+pub(super) struct Rows {
+    /// Their numbers, ascending; of a matrix that stands somewhere all rows are there.
+    pub(super) numbers: Option<Arc<[u32]>>,
+    /// The rows, one below the other.
+    pub(super) matrix: Tensor,
+}
+
+impl Rows {
+    /// The rows of these numbers, which may repeat, one below the other.
+    ///
+    /// # Panics
+    /// If one is not there.
+    pub(super) fn read(&self, numbers: &[u32]) -> Result<Tensor> {
+        let place = |number: &u32| match &self.numbers {
+            Some(all) => all.binary_search(number).expect("a row that was written") as u32,
+            None => *number,
+        };
+        let places: Vec<u32> = numbers.iter().map(place).collect();
+        let count = places.len();
+        self.matrix.index_select(&Tensor::from_vec(places, count, self.matrix.device())?, 0)
     }
 }
 
@@ -244,11 +241,30 @@ impl Model {
         })
     }
 
-    /// What enters the first layer. Trained tables are read from the lane.
-    pub(super) fn embed(&self, batch: &Batch, lane: Lane<'_>) -> Result<Tensor> {
+    /// The tables that embeddings are read from: of words, and an encoder's of positions.
+    pub(super) fn tables(&self) -> Vec<&Table> {
         match self {
-            Model::Encoder(model) => model.embed(batch, lane),
-            Model::Decoder(model) => model.embed(batch, lane),
+            Model::Encoder(model) => model.tables().to_vec(),
+            Model::Decoder(model) => vec![&model.words],
+        }
+    }
+
+    /// The rows that these sequences have in each of them, ascending.
+    pub(super) fn rows_of(&self, sequences: &[&[u32]]) -> Vec<Vec<u32>> {
+        let mut words = sequences.concat();
+        words.sort_unstable();
+        words.dedup();
+        match self {
+            Model::Encoder(model) => vec![words, model.positions_of(sequences)],
+            Model::Decoder(_) => vec![words],
+        }
+    }
+
+    /// What enters the first layer, from rows of the tables.
+    pub(super) fn embed(&self, batch: &Batch, rows: &[Rows]) -> Result<Tensor> {
+        match self {
+            Model::Encoder(model) => model.embed(batch, rows),
+            Model::Decoder(_) => rows[0].read(&batch.ids),
         }
     }
 

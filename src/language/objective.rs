@@ -11,10 +11,10 @@ use super::device::Device;
 use super::folder::Folder;
 use super::kernel::{self, dot};
 use super::load::{Core, LanguageError};
-use super::model::{Batch, Model};
+use super::model::{self, Batch, Model};
 use super::op;
 use super::spec::{Head, LanguageSpec, Task};
-use super::view::{self, Lane, Source, View};
+use super::view::{self, Source, View};
 use crate::data::Dataset;
 use crate::direction::Direction;
 use crate::objective::{Evaluation, Objective, Scratch, Split};
@@ -256,7 +256,9 @@ impl LanguageModel {
                 return self.core.device.synchronize();
             }
             view.begin(&both)?;
-            self.enter(view, &both, both.ends(), &rows)?;
+            if !rows.are_kept() {
+                self.tables(view, &both, both.ends(), &rows)?;
+            }
             (0..self.core.config.layers).try_for_each(|layer| view.write_layer(&both, layer))
         });
     }
@@ -292,6 +294,23 @@ impl LanguageModel {
         }
     }
 
+    /// Rows of the tables that embeddings are read from, by the end and the table.
+    fn tables(
+        &self,
+        view: &View,
+        source: &Source<'_>,
+        ends: usize,
+        rows: &Rows<'_>,
+    ) -> CandleResult<Vec<Vec<model::Rows>>> {
+        let mut tables: Vec<Vec<model::Rows>> = (0..ends).map(|_| Vec::new()).collect();
+        let numbers = view.ends[0].model.rows_of(&rows.sequences);
+        for (at, numbers) in numbers.into_iter().enumerate() {
+            let rows = view.rows(source, ends, |model| model.tables()[at], numbers)?;
+            tables.iter_mut().zip(rows).for_each(|(tables, rows)| tables.push(rows));
+        }
+        Ok(tables)
+    }
+
     /// Passes as they enter the first layer, or the first that is trained; by the end and then by the texts. The
     /// texts are shared out so that every thread has a pass, in which it never waits for another.
     fn enter(
@@ -306,6 +325,10 @@ impl LanguageModel {
             true => parts(rows.tokens(), rayon::current_num_threads(), ends),
             false => 1,
         };
+        let tables = match rows.are_kept() {
+            true => Vec::new(),
+            false => self.tables(view, source, ends, rows)?,
+        };
         let pieces = self.spread(rows.split(parts), |piece| {
             let batch = Batch::new(core.config.head, &piece.sequences, &core.device)?;
             let kept = match piece.are_kept() {
@@ -318,7 +341,7 @@ impl LanguageModel {
         self.spread(pieces.collect(), |(end, (batch, kept))| {
             let x = match kept {
                 Some(x) => x.clone(),
-                None => view.ends[end].model.embed(batch, Lane { source, end })?,
+                None => view.ends[end].model.embed(batch, &tables[end])?,
             };
             Ok(Pass { end, batch: Arc::clone(batch), x })
         })
@@ -365,7 +388,7 @@ impl LanguageModel {
         let pieces = self.remembered(rows, |rows| {
             let model = &view.ends[0].model;
             let batch = Batch::new(config.head, &rows.sequences, device)?;
-            let mut x = model.embed(&batch, Lane { source, end: 0 })?;
+            let mut x = model.embed(&batch, &self.tables(view, source, 1, rows)?[0])?;
             for layer in 0..*depth {
                 x = model.layer(layer, &x, &batch)?;
             }
@@ -486,9 +509,15 @@ impl LanguageModel {
     ) -> CandleResult<Vec<Sum>> {
         let Core { classes, answers, device, .. } = &*self.core;
         let ends = source.ends();
-        let words =
-            |end: usize| decoder(view, end).output.read(answers, Lane { source, end }, device)?.t();
-        let words: Vec<Tensor> = (0..ends).map(words).collect::<CandleResult<_>>()?;
+        let mut numbers = answers.clone();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let rows_of_answers =
+            view.rows(source, ends, |model| &decoder_of(model).output, numbers)?;
+        let words: Vec<Tensor> = rows_of_answers
+            .iter()
+            .map(|rows| rows.read(answers)?.t())
+            .collect::<CandleResult<_>>()?;
         let passes = self.states(view, source, ends, rows)?;
         let logits = self.gather(ends, passes, |Pass { end, batch, x }| {
             let last: Vec<u32> = batch.offsets[1..].iter().map(|end| *end as u32 - 1).collect();
@@ -575,7 +604,11 @@ impl LanguageModel {
 
 /// The decoder of a view that has one.
 fn decoder(view: &View, end: usize) -> &Decoder {
-    match &view.ends[end].model {
+    decoder_of(&view.ends[end].model)
+}
+
+fn decoder_of(model: &Model) -> &Decoder {
+    match model {
         Model::Decoder(decoder) => decoder,
         Model::Encoder(_) => unreachable!("asked for where the model is a decoder"),
     }
@@ -714,8 +747,9 @@ pub(super) fn outputs_of(model: &LanguageModel, state: &State, row: u32) -> Vec<
                 Model::Decoder(decoder) => {
                     let last = pass.x.narrow(0, pass.batch.ids.len() - 1, 1)?;
                     let words: Vec<u32> = (0..model.core.config.vocabulary as u32).collect();
-                    let lane = Lane { source: &source, end: 0 };
-                    let output = decoder.output.read(&words, lane, &model.core.device)?;
+                    let rows =
+                        view.rows(&source, 1, |model| &decoder_of(model).output, words.clone())?;
+                    let output = rows[0].read(&words)?;
                     op::with(&decoder.finish(&last)?.matmul(&output.t()?)?, <[f32]>::to_vec)?
                 }
             });

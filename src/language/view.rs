@@ -5,6 +5,7 @@
 //! the state and at the direction's signs, and stay in the caches for the products that follow.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -13,7 +14,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda::state::StateCopy;
 use super::load::Core;
-use super::model::{self, Model, Weights};
+use super::model::{self, Model, Rows, Table, Weights};
 use super::op;
 use super::spec::Task;
 use crate::direction::Direction;
@@ -63,7 +64,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The same for two ends at once; `first` is the first of a direction's block.
+    /// The same for two ends at once.
     pub(super) fn write_both(&self, tensor: usize, first: usize, [a, b]: [&mut [f32]; 2]) {
         match *self {
             Source::Both(state, direction, epsilon_log2) => {
@@ -75,13 +76,6 @@ impl<'a> Source<'a> {
             }
         }
     }
-}
-
-/// One of the ends of a source.
-#[derive(Clone, Copy)]
-pub(super) struct Lane<'a> {
-    pub(super) source: &'a Source<'a>,
-    pub(super) end: usize,
 }
 
 /// Which weights are written.
@@ -137,6 +131,9 @@ enum Rooms {
     /// One tensor of all weights of one end, and where each begins and its length.
     All(Tensor, Vec<(usize, usize)>),
 }
+
+/// Rows of a table written by one thread at a time.
+const ROWS_CHUNK: usize = 16;
 
 /// Values that a tensor in a view of all weights begins at a multiple of: products read whole lines of memory.
 const ALIGNMENT: usize = 64;
@@ -276,6 +273,53 @@ impl View {
         self.write(source, Part::Layer(layer))
     }
 
+    /// Rows of a table of the model, by the end, written where the table stands nowhere. Their numbers ascend.
+    pub(super) fn rows(
+        &self,
+        source: &Source<'_>,
+        ends: usize,
+        table: impl for<'m> Fn(&'m Model) -> &'m Table,
+        numbers: Vec<u32>,
+    ) -> Result<Vec<Rows>> {
+        let (tensor, width) = match table(&self.ends[0].model) {
+            Table::Whole(_) => {
+                let whole = |end: &Weighted| table(&end.model).whole().clone();
+                let ends = self.ends[..ends].iter().map(whole);
+                return Ok(ends.map(|matrix| Rows { numbers: None, matrix }).collect());
+            }
+            &Table::Rows { tensor, width } => (tensor, width),
+        };
+        let mut values = vec![vec![0.0; numbers.len() * width]; ends];
+        let some = numbers.par_chunks(ROWS_CHUNK);
+        match &mut values[..] {
+            [plus, minus] => {
+                let plus = plus.par_chunks_mut(ROWS_CHUNK * width);
+                let minus = minus.par_chunks_mut(ROWS_CHUNK * width);
+                some.zip(plus).zip(minus).for_each(|((numbers, plus), minus)| {
+                    for (first, range) in runs(numbers, width) {
+                        let ends = [&mut plus[range.clone()], &mut minus[range]];
+                        source.write_both(tensor, first, ends);
+                    }
+                });
+            }
+            ends => ends.iter_mut().enumerate().for_each(|(end, out)| {
+                let out = out.par_chunks_mut(ROWS_CHUNK * width);
+                some.clone().zip(out).for_each(|(numbers, out)| {
+                    for (first, range) in runs(numbers, width) {
+                        source.write(end, tensor, first, &mut out[range]);
+                    }
+                });
+            }),
+        }
+        let shape = (numbers.len(), width);
+        let numbers: Arc<[u32]> = numbers.into();
+        let rows = values.into_iter().map(|values| {
+            let matrix = Tensor::from_vec(values, shape, &self.core.device)?;
+            Ok(Rows { numbers: Some(Arc::clone(&numbers)), matrix })
+        });
+        rows.collect()
+    }
+
     fn write(&self, source: &Source<'_>, part: Part) -> Result<()> {
         let Rooms::Layer(rooms) = &self.rooms else { return Ok(()) };
         let is_of = |tensor: &usize| part_of(&self.core.trained[*tensor]) == part;
@@ -285,6 +329,16 @@ impl View {
             None => Ok(()),
         })
     }
+}
+
+/// Of rows that follow each other in a table and where they are written: the first parameter, and the place.
+fn runs(numbers: &[u32], width: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
+    let mut at = 0;
+    numbers.chunk_by(|a, b| a + 1 == *b).map(move |run| {
+        let begin = at;
+        at += run.len() * width;
+        (run[0] as usize * width, begin..at)
+    })
 }
 
 /// Which weights a tensor of this name is among.
