@@ -20,9 +20,6 @@ use rumormill::params::{Payout, State, TensorSpec, coefficient};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::{lb8, spsa};
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Time of a repetition of one kernel; long against the clock, short against a scheduler's slice.
 const REPETITION: Duration = Duration::from_millis(4);
 

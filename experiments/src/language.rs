@@ -14,7 +14,7 @@ use rumormill::data::text::Columns;
 use rumormill::direction::Direction;
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::language::device::Device;
-use rumormill::language::{Folder, LanguageModel};
+use rumormill::language::{Folder, LanguageModel, memory};
 use rumormill::objective::{ModelSpec, Objective, Scratch, Split};
 use rumormill::params::{Payout, State, coefficient};
 use rumormill::sample::minibatch;
@@ -81,6 +81,7 @@ pub fn run(args: &LanguageArgs) -> Result<bool> {
         text: Some(Columns::default()),
     };
     let dataset = source.load(&look)?;
+    memory::huge_pages(true);
     let folder = Folder::read(&args.weights, &look)?;
     let model = LanguageModel::on(args.device, &folder, spec, &dataset)?;
     drop(folder);

@@ -11,8 +11,9 @@ use rumormill_experiments::attack_table::AttackTable;
 use rumormill_experiments::sim::{self, Usage, plot};
 use rumormill_experiments::{compare, reproduce, scale, soak, spread, vectors};
 
+#[cfg(feature = "language")]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: rumormill::language::memory::Allocator = rumormill::language::memory::Allocator;
 
 /// Simulator, reproductions and benchmarks of rumormill.
 #[derive(Parser)]
@@ -80,6 +81,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    #[cfg(feature = "language")]
+    rumormill::language::memory::huge_pages(false);
     match run(Arguments::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

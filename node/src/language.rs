@@ -117,6 +117,7 @@ pub fn objective(
     dataset: &Dataset,
 ) -> Result<Arc<dyn Objective>> {
     let Some(path) = path else { bail!(rumormill::objective::BuildError::Weights) };
+    rumormill::language::memory::huge_pages(true);
     let folder = rumormill::language::Folder::read(&crate::hub::located(path)?, &look)?;
     Ok(Arc::new(rumormill::language::LanguageModel::on(device, &folder, spec, dataset)?))
 }

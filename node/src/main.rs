@@ -2,11 +2,12 @@
 
 use std::process::ExitCode;
 
-/// Large blocks begin with a line of the cache and lie in huge pages where the system has them: a language model reads
-/// and writes its state once a probe.
+#[cfg(feature = "language")]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: rumormill::language::memory::Allocator = rumormill::language::memory::Allocator;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "language")]
+    rumormill::language::memory::huge_pages(false);
     rumormill_node::cli::main()
 }

@@ -26,6 +26,8 @@
 //! tokens.
 
 pub mod device;
+#[cfg(feature = "language")]
+pub mod memory;
 pub mod spec;
 
 #[cfg(feature = "language")]
