@@ -60,6 +60,11 @@ pub(super) fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
     all
 }
 
+/// Whether a layer's tensor of this name is of its second half.
+pub(super) fn feeds_forward(name: &str) -> bool {
+    name.contains(".mlp.") || name.contains(".post_attention_layernorm.")
+}
+
 /// The matrices that adapters are made for: queries and values.
 pub(super) fn adapted(config: &Config) -> Vec<String> {
     let parts = |layer| ["q_proj", "v_proj"].map(|part| format!("layers.{layer}.self_attn.{part}"));
@@ -135,7 +140,8 @@ impl Decoder {
         })
     }
 
-    pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
+    /// The first half of a layer.
+    pub(super) fn attention(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
         let layer = &self.layers[index];
         let normal = self.normalize(x, &layer.attention_norm)?;
         let (q, k) = (layer.query.apply(&normal)?, layer.key.apply(&normal)?);
@@ -143,11 +149,16 @@ impl Decoder {
         let turned = |x| op::rotate(x, self.head, batch, &self.angles);
         let (q, k) = (turned(q)?, turned(k)?);
         let seen = op::attention([&q, &k, &v], batch, self.head, self.causal)?;
-        let x = layer.output.apply_and_add(&seen, x)?;
-        let normal = self.normalize(&x, &layer.norm)?;
+        layer.output.apply_and_add(&seen, x)
+    }
+
+    /// The second half of a layer.
+    pub(super) fn feed_forward(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        let layer = &self.layers[index];
+        let normal = self.normalize(x, &layer.norm)?;
         let gate = layer.gate.apply(&normal)?;
         let gate = op::silu_times(gate, &layer.up.apply(&normal)?)?;
-        layer.down.apply_and_add(&gate, &x)
+        layer.down.apply_and_add(&gate, x)
     }
 
     /// The last normalization, in front of the output matrix.

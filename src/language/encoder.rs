@@ -118,6 +118,15 @@ pub(super) fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
     all
 }
 
+/// Whether a layer's tensor of this name is of its second half.
+pub(super) fn feeds_forward(distil: bool, name: &str) -> bool {
+    let names = names(distil);
+    // Behind the name and the number of the layers.
+    let own =
+        name[names.layer.len()..].trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+    names.feed_forward.iter().chain([&names.norm]).any(|part| own.starts_with(part))
+}
+
 /// The matrices that adapters are made for: queries and values.
 pub(super) fn adapted(config: &Config) -> Vec<String> {
     let Kind::Encoder { distil, .. } = config.kind else { return Vec::new() };
@@ -184,13 +193,19 @@ impl Encoder {
         self.norm.apply(x)
     }
 
-    pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
+    /// The first half of a layer.
+    pub(super) fn attention(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
         let layer = &self.layers[index];
         let (q, k) = (layer.query.apply(x)?, layer.key.apply(x)?);
         let v = layer.value.apply(x)?;
         let seen = op::attention([&q, &k, &v], batch, layer.head, None)?;
-        let mixed = layer.attention_norm.apply(layer.output.apply_and_add(&seen, x)?)?;
-        let wide = layer.wide.apply_bent(&mixed, layer.activation)?;
-        layer.norm.apply(layer.narrow.apply_and_add(&wide, &mixed)?)
+        layer.attention_norm.apply(layer.output.apply_and_add(&seen, x)?)
+    }
+
+    /// The second half of a layer.
+    pub(super) fn feed_forward(&self, index: usize, x: &Tensor) -> Result<Tensor> {
+        let layer = &self.layers[index];
+        let wide = layer.wide.apply_bent(x, layer.activation)?;
+        layer.norm.apply(layer.narrow.apply_and_add(&wide, x)?)
     }
 }

@@ -1,6 +1,7 @@
 //! What encoders and decoders share: packed batches, weights by name, linear layers with adapters.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
@@ -219,6 +220,28 @@ impl Linear {
     }
 }
 
+/// A half of a layer with this number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Half {
+    Attention(usize),
+    FeedForward(usize),
+}
+
+/// The halves of these layers, in the order of a pass.
+pub(super) fn halves(layers: Range<usize>) -> impl Iterator<Item = Half> {
+    layers.flat_map(|layer| [Half::Attention(layer), Half::FeedForward(layer)])
+}
+
+/// The half of a layer that a tensor is of; none for embeddings and for what comes behind the last layer.
+pub(super) fn half_of(config: &Config, name: &str) -> Option<Half> {
+    let layer = layer_number(name)?;
+    let second = match config.kind {
+        Kind::Encoder { distil, .. } => encoder::feeds_forward(distil, name),
+        Kind::Decoder { .. } => decoder::feeds_forward(name),
+    };
+    Some(if second { Half::FeedForward(layer) } else { Half::Attention(layer) })
+}
+
 /// A transformer over a set of weights.
 pub(super) enum Model {
     /// The BERT family.
@@ -268,11 +291,13 @@ impl Model {
         }
     }
 
-    /// A layer on what came out of the one before, or of the embedding.
-    pub(super) fn layer(&self, index: usize, x: &Tensor, batch: &Batch) -> Result<Tensor> {
-        match self {
-            Model::Encoder(model) => model.layer(index, x, batch),
-            Model::Decoder(model) => model.layer(index, x, batch),
+    /// A half of a layer on what came out of the half before, or of the embedding.
+    pub(super) fn half(&self, half: Half, x: &Tensor, batch: &Batch) -> Result<Tensor> {
+        match (self, half) {
+            (Model::Encoder(model), Half::Attention(layer)) => model.attention(layer, x, batch),
+            (Model::Encoder(model), Half::FeedForward(layer)) => model.feed_forward(layer, x),
+            (Model::Decoder(model), Half::Attention(layer)) => model.attention(layer, x, batch),
+            (Model::Decoder(model), Half::FeedForward(layer)) => model.feed_forward(layer, x),
         }
     }
 }
@@ -294,7 +319,7 @@ pub(super) fn adapted(config: &Config) -> Vec<String> {
 }
 
 /// The number of the layer that a tensor is of; none for embeddings and for what comes behind the last layer.
-pub(super) fn layer_number(name: &str) -> Option<usize> {
+fn layer_number(name: &str) -> Option<usize> {
     name.split('.').find_map(|part| part.parse().ok())
 }
 

@@ -259,7 +259,8 @@ impl LanguageModel {
             if !rows.are_kept() {
                 self.tables(view, &both, both.ends(), &rows)?;
             }
-            (0..self.core.config.layers).try_for_each(|layer| view.write_layer(&both, layer))
+            let mut halves = model::halves(0..self.core.config.layers);
+            halves.try_for_each(|half| view.write_half(&both, half))
         });
     }
 
@@ -288,7 +289,7 @@ impl LanguageModel {
         items: Vec<T>,
         work: impl Fn(T) -> CandleResult<U> + Sync + Send,
     ) -> CandleResult<Vec<U>> {
-        match view::by_layer(&self.core.device) {
+        match view::by_half(&self.core.device) {
             true => items.into_par_iter().map(work).collect(),
             false => items.into_iter().map(work).collect(),
         }
@@ -321,7 +322,7 @@ impl LanguageModel {
         rows: &Rows<'_>,
     ) -> CandleResult<Vec<Pass>> {
         let core = &self.core;
-        let parts = match view::by_layer(&core.device) {
+        let parts = match view::by_half(&core.device) {
             true => parts(rows.tokens(), rayon::current_num_threads(), ends),
             false => 1,
         };
@@ -357,10 +358,10 @@ impl LanguageModel {
     ) -> CandleResult<Vec<Pass>> {
         let mut passes = self.enter(view, source, ends, rows)?;
         let first = if rows.are_kept() { self.core.depth } else { 0 };
-        for layer in first..self.core.config.layers {
-            view.write_layer(source, layer)?;
+        for half in model::halves(first..self.core.config.layers) {
+            view.write_half(source, half)?;
             passes = self.spread(passes, |Pass { end, batch, x }| {
-                let x = view.ends[end].model.layer(layer, &x, &batch)?;
+                let x = view.ends[end].model.half(half, &x, &batch)?;
                 Ok(Pass { end, batch, x })
             })?;
         }
@@ -389,8 +390,8 @@ impl LanguageModel {
             let model = &view.ends[0].model;
             let batch = Batch::new(config.head, &rows.sequences, device)?;
             let mut x = model.embed(&batch, &self.tables(view, source, 1, rows)?[0])?;
-            for layer in 0..*depth {
-                x = model.layer(layer, &x, &batch)?;
+            for half in model::halves(0..*depth) {
+                x = model.half(half, &x, &batch)?;
             }
             op::with(&x, |values| {
                 let piece = |pair: &[usize]| values[pair[0] * width..pair[1] * width].into();
@@ -539,7 +540,7 @@ impl LanguageModel {
     fn predict(&self, view: &View, source: &Source<'_>, rows: &Rows<'_>) -> CandleResult<Vec<Sum>> {
         let ends = source.ends();
         let vocabulary = self.core.config.vocabulary;
-        let logits = match view::by_layer(&self.core.device) {
+        let logits = match view::by_half(&self.core.device) {
             true => LOGITS_MAX[0] / rayon::current_num_threads(),
             false => LOGITS_MAX[1],
         };
@@ -580,7 +581,7 @@ impl LanguageModel {
         view.begin(source)?;
         let sequences = &self.tokens(split).sequences;
         let all: Vec<u32> = (0..sequences.len() as u32).collect();
-        let most = EVALUATION_TOKENS[usize::from(!view::by_layer(&self.core.device))];
+        let most = EVALUATION_TOKENS[usize::from(!view::by_half(&self.core.device))];
         let mut total = Sum::default();
         let mut rest = &all[..];
         while !rest.is_empty() {

@@ -19,7 +19,7 @@ use candle_core::{CudaStorage, backend::BackendStorage};
 use super::cuda::{pass, state::StateCopy};
 use super::kernel::{self, Activation};
 use super::model::Batch;
-use super::view::Source;
+use super::view::{Place, Source};
 use crate::direction::BLOCK_PARAMETERS;
 
 /// The values of a tensor in memory order.
@@ -57,10 +57,25 @@ pub(super) fn with<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result
 /// Parameters written by one thread at a time: whole blocks of a direction's signs.
 const WRITE_CHUNK: usize = 32 * BLOCK_PARAMETERS;
 
-/// Writes a tensor of a source over a weight in main memory, whose first dimension is the ends.
+/// Writes tensors of a source over a room in main memory, whose first dimension is the ends.
 pub(super) struct Write<'a> {
     pub(super) source: &'a Source<'a>,
-    pub(super) tensor: usize,
+    /// Where each is, in the order of the room.
+    pub(super) places: &'a [Place],
+}
+
+impl Write<'_> {
+    /// The places in an end's room cut into chunks: a tensor, its first parameter there, and the room.
+    fn chunks<'o>(&self, mut room: &'o mut [f32]) -> Vec<(usize, usize, &'o mut [f32])> {
+        let (mut chunks, mut begun) = (Vec::new(), 0);
+        for &Place { tensor, at, len } in self.places {
+            let (own, rest) = room.split_at_mut(at + len - begun);
+            let own = own[at - begun..].chunks_mut(WRITE_CHUNK).enumerate();
+            chunks.extend(own.map(|(chunk, out)| (tensor, chunk * WRITE_CHUNK, out)));
+            (room, begun) = (rest, at + len);
+        }
+        chunks
+    }
 }
 
 impl InplaceOp1 for Write<'_> {
@@ -69,17 +84,13 @@ impl InplaceOp1 for Write<'_> {
     }
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let out = slice_mut(storage, layout)?;
-        let end_len = out.len() / layout.dims()[0];
-        let (plus, rest) = out.split_at_mut(end_len);
-        let plus = plus.par_chunks_mut(WRITE_CHUNK).enumerate();
+        let (plus, minus) = out.split_at_mut(out.len() / layout.dims()[0]);
+        let plus = self.chunks(plus).into_par_iter();
         if self.source.ends() == 1 {
-            plus.for_each(|(chunk, out)| {
-                self.source.write(0, self.tensor, chunk * WRITE_CHUNK, out)
-            });
+            plus.for_each(|(tensor, first, out)| self.source.write(0, tensor, first, out));
         } else {
-            let minus = rest[..end_len].par_chunks_mut(WRITE_CHUNK);
-            plus.zip(minus).for_each(|((chunk, plus), minus)| {
-                self.source.write_both(self.tensor, chunk * WRITE_CHUNK, [plus, minus]);
+            plus.zip(self.chunks(minus)).for_each(|((tensor, first, plus), (.., minus))| {
+                self.source.write_both(tensor, first, [plus, minus]);
             });
         }
         Ok(())

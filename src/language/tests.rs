@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::model;
 use super::objective::{outputs_of, tokens_of};
 use super::spec::LanguageSpec;
-use super::view::Source;
+use super::view::{Place, Source};
 use super::*;
 use super::{op, view};
 use candle_core::{DType, Device};
@@ -234,15 +234,22 @@ fn what_earlier_probes_left_is_never_read() {
 #[test]
 fn both_ends_of_a_large_tensor_are_written_in_chunks_as_in_one() {
     let base: Vec<f32> = (0..70_000).map(|at| at as f32 / 7e4).collect();
-    let state = State::from_base(vec![TensorSpec::new("a", &[700, 100])], base).unwrap();
+    let specs = vec![TensorSpec::new("a", &[690, 100]), TensorSpec::new("b", &[1_000])];
+    let state = State::from_base(specs, base).unwrap();
     let direction = Direction::new(&RunId([3; 32]), Round(1), Slot(0));
     let mut ends = [vec![0.0; 70_000], vec![0.0; 70_000]];
     let [plus, minus] = &mut ends;
     state.write_pair(&direction, -6, plus, minus);
-    let room = candle_core::Tensor::zeros((2, 700, 100), DType::F32, &Device::Cpu).unwrap();
+    let room = candle_core::Tensor::zeros((2, 70_100), DType::F32, &Device::Cpu).unwrap();
+    let places = [(1, 10, 1_000), (0, 1_064, 69_000)];
+    let places = places.map(|(tensor, at, len)| Place { tensor, at, len });
     let write = |source: Source<'_>| {
-        room.inplace_op1(&op::Write { source: &source, tensor: 0 }).unwrap();
-        [0, 1].map(|end| op::with(&room.get(end).unwrap(), <[f32]>::to_vec).unwrap())
+        room.inplace_op1(&op::Write { source: &source, places: &places }).unwrap();
+        [0, 1].map(|end| {
+            let room = op::with(&room.get(end).unwrap(), <[f32]>::to_vec).unwrap();
+            assert_eq!([&room[..10], &room[1_010..1_064], &room[70_064..]].concat(), [0.0; 100]);
+            [&room[1_064..70_064], &room[10..1_010]].concat()
+        })
     };
     assert_eq!(write(Source::Both(&state, &direction, -6)), ends);
     let mut view = vec![0.0; 70_000];
@@ -353,13 +360,13 @@ fn compare(ways: [Way<'_>; 2]) {
 }
 
 #[test]
-fn all_weights_of_an_end_at_once_give_the_losses_of_layer_by_layer() {
-    let by_layer = |files: &Files, spec: &str, data: &Dataset| {
+fn all_weights_of_an_end_at_once_give_the_losses_of_half_by_half() {
+    let by_half = |files: &Files, spec: &str, data: &Dataset| {
         measured(files, spec, data, device::Device::Cpu)
     };
-    compare([&by_layer, &|files, spec, data| {
+    compare([&by_half, &|files, spec, data| {
         view::WHOLE.set(true);
-        let measured = by_layer(files, spec, data);
+        let measured = by_half(files, spec, data);
         view::WHOLE.set(false);
         measured
     }]);

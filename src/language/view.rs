@@ -1,8 +1,9 @@
 //! The weights of forward passes: written from the state when they are needed, and over those of the layer before.
 //!
-//! The layers of a transformer have the same shapes, so one set of tensors serves for all of them. A probe takes
-//! both of its ends through the layers side by side: a layer's weights are written at both ends, from one look at
-//! the state and at the direction's signs, and stay in the caches for the products that follow.
+//! One room serves for the halves of all layers, attention and feed-forward. A probe takes both of its ends through
+//! them side by side: the weights of a half are written at both ends, from one look at the state and at the direction's
+//! signs, and stay in the caches for the products that follow. Each end on its own would read the state in two cores,
+//! after which its next update takes twice as long (`experiments/results/2026-11-27-lines`).
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,7 +15,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda::state::StateCopy;
 use super::load::Core;
-use super::model::{self, Model, Rows, Table, Weights};
+use super::model::{self, Half, Model, Rows, Table, Weights};
 use super::op;
 use super::spec::Task;
 use crate::direction::Direction;
@@ -78,15 +79,6 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Which weights are written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
-    /// Those of a layer.
-    Layer(usize),
-    /// Those in front of the layers and behind them.
-    Around,
-}
-
 /// Where a thread keeps the weights of a language model; empty until the first probe, and in a copy.
 #[derive(Default)]
 pub struct Slot(pub(super) Option<Box<View>>);
@@ -124,12 +116,30 @@ pub(super) struct View {
 
 /// Where trained weights are written.
 enum Rooms {
-    /// Of each trained tensor, in the order of the flat parameters, the room for its values at both ends, one
-    /// behind the other; none for a table of which only rows are read. Tensors of one name in different layers
-    /// share theirs.
-    Layer(Vec<Option<Tensor>>),
+    /// At both ends.
+    Halves {
+        /// For the longest half of a layer; the first dimension is the ends.
+        half: Tensor,
+        /// What each half has of it.
+        halves: BTreeMap<Half, Vec<Place>>,
+        /// For what is in front of the layers and behind them.
+        around: Tensor,
+        /// What it has there.
+        places: Vec<Place>,
+    },
     /// One tensor of all weights of one end, and where each begins and its length.
     All(Tensor, Vec<(usize, usize)>),
+}
+
+/// Where a trained tensor is in a room.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Its number.
+    pub(super) tensor: usize,
+    /// Where it begins.
+    pub(super) at: usize,
+    /// Its length.
+    pub(super) len: usize,
 }
 
 /// Rows of a table written by one thread at a time.
@@ -156,9 +166,9 @@ thread_local! {
     pub(super) static WHOLE: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Whether weights are written layer by layer, at both ends at once, and texts shared out to threads. A device, which
+/// Whether weights are written by halves of layers, at both ends at once, and texts shared out to threads. A device, which
 /// has threads enough, has all weights of one end.
-pub(super) fn by_layer(device: &Device) -> bool {
+pub(super) fn by_half(device: &Device) -> bool {
     #[cfg(test)]
     if WHOLE.get() {
         return false;
@@ -168,9 +178,9 @@ pub(super) fn by_layer(device: &Device) -> bool {
 
 impl View {
     pub(super) fn new(core: Arc<Core>) -> Result<View> {
-        let by_layer = by_layer(&core.device);
-        let (rooms, tensors) = match by_layer {
-            true => View::rooms_of_a_layer(&core)?,
+        let by_half = by_half(&core.device);
+        let (rooms, tensors) = match by_half {
+            true => View::rooms_of_halves(&core)?,
             false => View::rooms_of_all(&core)?,
         };
         let weighted = |room_of: &dyn Fn(&Tensor) -> Result<Tensor>| -> Result<Weighted> {
@@ -178,9 +188,10 @@ impl View {
             let mut tables = BTreeMap::new();
             for (index, (name, room)) in core.trained.iter().zip(&tensors).enumerate() {
                 if let Some(room) = room {
-                    weights.insert(name.clone(), room_of(room)?);
+                    let shape = &core.tensors[index].shape[..];
+                    weights.insert(name.clone(), room_of(room)?.reshape(shape)?);
                 }
-                if by_layer && !model::is_read_whole(&core.config, name, false) {
+                if by_half && !model::is_read_whole(&core.config, name, false) {
                     tables.insert(name.clone(), (index, core.tensors[index].shape[1]));
                 }
             }
@@ -191,7 +202,7 @@ impl View {
             let model = Model::new(&core.config, &weights, positions, &core.device)?;
             Ok(Weighted { model, classifier })
         };
-        let ends = match by_layer {
+        let ends = match by_half {
             true => vec![weighted(&|room| room.get(0))?, weighted(&|room| room.get(1))?],
             false => vec![weighted(&|room| Ok(room.clone()))?],
         };
@@ -204,53 +215,61 @@ impl View {
         })
     }
 
-    /// Rooms for the weights of a layer at both ends, and those in front of the layers and behind them; and the same
-    /// again, one for each trained tensor.
-    fn rooms_of_a_layer(core: &Core) -> Result<(Rooms, Vec<Option<Tensor>>)> {
+    /// Rooms for the weights of half a layer at both ends, and for those in front of the layers and behind them; and
+    /// what each trained tensor has of them, by the end: nothing for a table of which only rows are read.
+    fn rooms_of_halves(core: &Core) -> Result<(Rooms, Vec<Option<Tensor>>)> {
         let causal = core.spec.task == Task::Causal;
-        let mut shared: BTreeMap<(String, &[usize]), Tensor> = BTreeMap::new();
-        let mut rooms = Vec::with_capacity(core.trained.len());
-        for (name, spec) in core.trained.iter().zip(&core.tensors) {
-            if !model::is_read_whole(&core.config, name, causal) {
-                rooms.push(None);
-                continue;
+        let mut parts: BTreeMap<Option<Half>, Vec<usize>> = BTreeMap::new();
+        for (tensor, name) in core.trained.iter().enumerate() {
+            if model::is_read_whole(&core.config, name, causal) {
+                parts.entry(model::half_of(&core.config, name)).or_default().push(tensor);
             }
-            let shape = [&[2], &spec.shape[..]].concat();
-            let room = || Tensor::zeros(shape, DType::F32, &core.device);
-            rooms.push(Some(match part_of(name) {
-                Part::Layer(layer) => {
-                    let role = name.replacen(&format!(".{layer}."), ".", 1);
-                    match shared.get(&(role.clone(), &spec.shape[..])) {
-                        Some(room) => room.clone(),
-                        None => {
-                            let room = room()?;
-                            shared.insert((role, &spec.shape), room.clone());
-                            room
-                        }
-                    }
-                }
-                Part::Around => room()?,
-            }));
         }
-        Ok((Rooms::Layer(rooms.clone()), rooms))
+        let placed = |tensors: Vec<usize>| {
+            let (places, len) = places_in_view(tensors.iter().map(|&at| core.tensors[at].len()));
+            let place = |(tensor, (at, len))| Place { tensor, at, len };
+            (tensors.into_iter().zip(places).map(place).collect::<Vec<Place>>(), len)
+        };
+        let room = |len: usize| {
+            let len = len.next_multiple_of(ALIGNMENT).max(ALIGNMENT);
+            Tensor::zeros((2, len), DType::F32, &core.device)
+        };
+        let (places, len) = placed(parts.remove(&None).unwrap_or_default());
+        let around = room(len)?;
+        let (mut halves, mut longest) = (BTreeMap::new(), 0);
+        for (half, tensors) in parts {
+            let (places, len) = placed(tensors);
+            longest = longest.max(len);
+            halves.extend(half.map(|half| (half, places)));
+        }
+        let half = room(longest)?;
+        let mut tensors = vec![None; core.trained.len()];
+        let rooms = halves.values().map(|places| (&half, places)).chain([(&around, &places)]);
+        for (room, places) in rooms {
+            for &Place { tensor, at, len } in places {
+                tensors[tensor] = Some(room.narrow(1, at, len)?);
+            }
+        }
+        Ok((Rooms::Halves { half, halves, around, places }, tensors))
     }
 
     /// A room for all weights of one end, and what each trained tensor has of it.
     fn rooms_of_all(core: &Core) -> Result<(Rooms, Vec<Option<Tensor>>)> {
         let (places, len) = places_in_view(core.tensors.iter().map(TensorSpec::len));
         let all = Tensor::zeros(len, DType::F32, &core.device)?;
-        let of = |(&(at, len), spec): (&(usize, usize), &TensorSpec)| {
-            Ok(Some(all.narrow(0, at, len)?.reshape(&spec.shape[..])?))
-        };
-        let tensors = places.iter().zip(&core.tensors).map(of).collect::<Result<_>>()?;
+        let of = |&(at, len): &(usize, usize)| Ok(Some(all.narrow(0, at, len)?));
+        let tensors = places.iter().map(of).collect::<Result<_>>()?;
         Ok((Rooms::All(all, places), tensors))
     }
 
     /// Writes what a source has beside the layers; on a device, everything. From here on passes run with this
     /// source alone.
     pub(super) fn begin(&mut self, source: &Source<'_>) -> Result<()> {
-        let Rooms::All(room, places) = &self.rooms else {
-            return self.write(source, Part::Around);
+        let (room, places) = match &self.rooms {
+            Rooms::All(room, places) => (room, places),
+            Rooms::Halves { around, places, .. } => {
+                return around.inplace_op1(&op::Write { source, places });
+            }
         };
         #[cfg(feature = "cuda")]
         if let (Device::Cuda(device), Source::One(state, _)) = (&self.core.device, source) {
@@ -268,9 +287,13 @@ impl View {
         })
     }
 
-    /// Writes a layer's weights over those of the one before, unless all are there.
-    pub(super) fn write_layer(&self, source: &Source<'_>, layer: usize) -> Result<()> {
-        self.write(source, Part::Layer(layer))
+    /// Writes the weights of half a layer over those of the half before, unless all are there.
+    pub(super) fn write_half(&self, source: &Source<'_>, half: Half) -> Result<()> {
+        let Rooms::Halves { half: room, halves, .. } = &self.rooms else { return Ok(()) };
+        match halves.get(&half) {
+            Some(places) => room.inplace_op1(&op::Write { source, places }),
+            None => Ok(()),
+        }
     }
 
     /// Rows of a table of the model, by the end, written where the table stands nowhere. Their numbers ascend.
@@ -319,16 +342,6 @@ impl View {
         });
         rows.collect()
     }
-
-    fn write(&self, source: &Source<'_>, part: Part) -> Result<()> {
-        let Rooms::Layer(rooms) = &self.rooms else { return Ok(()) };
-        let is_of = |tensor: &usize| part_of(&self.core.trained[*tensor]) == part;
-        let own: Vec<usize> = (0..rooms.len()).filter(is_of).collect();
-        own.par_iter().try_for_each(|&tensor| match &rooms[tensor] {
-            Some(room) => room.inplace_op1(&op::Write { source, tensor }),
-            None => Ok(()),
-        })
-    }
 }
 
 /// Of rows that follow each other in a table and where they are written: the first parameter, and the place.
@@ -339,9 +352,4 @@ fn runs(numbers: &[u32], width: usize) -> impl Iterator<Item = (usize, Range<usi
         at += run.len() * width;
         (run[0] as usize * width, begin..at)
     })
-}
-
-/// Which weights a tensor of this name is among.
-fn part_of(name: &str) -> Part {
-    model::layer_number(name).map_or(Part::Around, Part::Layer)
 }
