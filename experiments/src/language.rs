@@ -46,6 +46,9 @@ pub struct LanguageArgs {
     /// The rate: what a projected gradient is multiplied with.
     #[arg(long, default_value_t = 1e-3)]
     rate: f64,
+    /// Directions of a step, each with a minibatch of its own; their mean counts.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    directions: u32,
     /// Rows in a minibatch.
     #[arg(long, default_value_t = 64)]
     batch: usize,
@@ -58,7 +61,7 @@ pub struct LanguageArgs {
     /// A line of the table after so many probes.
     #[arg(long, default_value_t = 1000)]
     every: u64,
-    /// Time the parts of so many steps instead of training.
+    /// Time the parts of so many steps instead of training, for each direction of a step.
     #[arg(long, default_value_t = 0)]
     time: u32,
 }
@@ -100,6 +103,7 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
     let mut batch = vec![0; args.batch];
     println!("probes,seconds,held_out_loss,held_out_accuracy");
     let started = Instant::now();
+    let mut payouts = Vec::new();
     for step in 0..=args.probes {
         if step % args.every == 0 || step == args.probes {
             let quality = model.quality(state, Split::Test, &mut scratch);
@@ -120,8 +124,12 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
         let scalar = projected_gradient(plus, minus, args.epsilon_log2);
         if scalar.is_finite() {
             let left = (args.probes - step) as f64 / (0.3 * args.probes as f64);
-            let to = coefficient(-args.rate * left.min(1.0) * scalar);
-            apply(model, state, &[Payout { direction, from: 0, to }], &mut scratch);
+            let rate = args.rate * left.min(1.0) / f64::from(args.directions);
+            payouts.push(Payout { direction, from: 0, to: coefficient(-rate * scalar) });
+        }
+        if (step + 1) % u64::from(args.directions) == 0 || step + 1 == args.probes {
+            apply(model, state, &payouts, &mut scratch);
+            payouts.clear();
         }
     }
 }
@@ -134,31 +142,36 @@ fn apply(model: &LanguageModel, state: &mut State, payouts: &[Payout], scratch: 
     model.applied(&before, payouts, state, scratch);
 }
 
-/// Medians of the parts of a step, in milliseconds.
+/// Medians of the parts of a step for each of its directions, in milliseconds.
 fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usize, steps: u32) {
     let run = RunId([1; 32]);
     let mut scratch = Scratch::default();
     let mut batch = vec![0; args.batch];
     let mut parts = [Vec::new(), Vec::new(), Vec::new()];
+    let ms = |since: Instant| 1e3 * since.elapsed().as_secs_f64();
     for step in 0..steps + 2 {
-        let (round, slot) = (Round(u64::from(step)), Slot(0));
-        let direction = Direction::new(&run, round, slot);
-        minibatch(&run, &NodeId([0; 32]), round, slot, rows, &mut batch);
-        let began = Instant::now();
-        model.probe(state, &direction, args.epsilon_log2, &batch, &mut scratch);
-        let probed = began.elapsed();
-        let began = Instant::now();
-        model.write_ends(state, &direction, args.epsilon_log2, &batch, &mut scratch);
-        let written = began.elapsed();
-        let began = Instant::now();
-        let payout = Payout { direction, from: 0, to: coefficient(1e-6) };
-        apply(model, state, &[payout], &mut scratch);
-        let applied = began.elapsed();
-        // The first steps make the weights and fill caches.
-        if step >= 2 {
-            for (part, value) in parts.iter_mut().zip([probed, written, applied]) {
-                part.push(1e3 * value.as_secs_f64());
+        let mut payouts = Vec::new();
+        for slot in 0..args.directions {
+            let (round, slot) = (Round(u64::from(step)), Slot(slot));
+            let direction = Direction::new(&run, round, slot);
+            minibatch(&run, &NodeId([0; 32]), round, slot, rows, &mut batch);
+            let began = Instant::now();
+            model.probe(state, &direction, args.epsilon_log2, &batch, &mut scratch);
+            let probed = ms(began);
+            let began = Instant::now();
+            model.write_ends(state, &direction, args.epsilon_log2, &batch, &mut scratch);
+            let written = ms(began);
+            payouts.push(Payout { direction, from: 0, to: coefficient(1e-6) });
+            // The first steps make the weights and fill caches.
+            if step >= 2 {
+                parts[0].push(probed);
+                parts[1].push(written);
             }
+        }
+        let began = Instant::now();
+        apply(model, state, &payouts, &mut scratch);
+        if step >= 2 {
+            parts[2].push(ms(began) / f64::from(args.directions));
         }
     }
     let [probe, write, apply] = parts.map(|mut part| {
