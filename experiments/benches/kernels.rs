@@ -20,6 +20,11 @@ use rumormill::params::{Payout, State, TensorSpec, coefficient};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::{lb8, spsa};
 
+// That of the programs, without huge pages.
+#[cfg(feature = "language")]
+#[global_allocator]
+static ALLOCATOR: rumormill::language::memory::Allocator = rumormill::language::memory::Allocator;
+
 /// Time of a repetition of one kernel; long against the clock, short against a scheduler's slice.
 const REPETITION: Duration = Duration::from_millis(4);
 
@@ -29,6 +34,8 @@ const REPETITIONS: usize = 61;
 type Kernel<'a> = (&'static str, f64, Box<dyn FnMut() + 'a>);
 
 fn main() {
+    #[cfg(feature = "language")]
+    rumormill::language::memory::huge_pages(false);
     let wanted: Vec<String> =
         std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
     let is_wanted = |group: &str| wanted.is_empty() || wanted.iter().any(|name| name == group);

@@ -19,3 +19,19 @@ pub fn huge_pages(wanted: bool) {
     #[cfg(not(target_os = "linux"))]
     let _ = wanted;
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn huge_pages_are_switched_off_and_on() {
+        for wanted in [false, true] {
+            huge_pages(wanted);
+            // A system that knows none has nothing to say.
+            if let Ok(disabled) = rustix::thread::transparent_huge_pages_are_disabled() {
+                assert_eq!(disabled, !wanted);
+            }
+        }
+    }
+}

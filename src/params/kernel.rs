@@ -6,8 +6,9 @@
 //! use the same integer or singly rounded operations and give the same bits.
 //!
 //! AVX-512 moves a line of the cache at a time, and one that lies across two costs twice: loops that are compiled for
-//! it work on whole [lines](Lines), or ask where their numbers begin. Adding one or two directions waits for memory, and
-//! is a fifth faster with it wherever they begin. With four or more it was measured up to four times *slower* than AVX2
+//! it work on whole [lines](Lines), or ask where their numbers begin; and as the processor needs some microseconds to
+//! switch its wide units on, small models are left without. Adding one or two directions waits for memory, and is a
+//! fifth faster with it wherever they begin. With four or more it was measured up to four times *slower* than AVX2
 //! (`experiments/results/2026-11-25-replay`), as are single additions to the counts of [`sliced`](super::sliced) and
 //! ChaCha, which the compiler arranges badly: those and all others are compiled for AVX2 at most.
 
@@ -117,7 +118,8 @@ pub(super) fn pair(
     plus: &mut [f32],
     minus: &mut [f32],
 ) {
-    if begin_a_line(plus) && begin_a_line(minus) {
+    let whole = values.len() == SUPERBLOCK * BLOCK_PARAMETERS;
+    if whole && begin_a_line(plus) && begin_a_line(minus) {
         pair_of_lines(values, signs, first, [lsb, epsilon], plus, minus);
     } else {
         pair_anywhere(values, signs, first, [lsb, epsilon], plus, minus);
