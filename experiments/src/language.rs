@@ -46,7 +46,7 @@ pub struct LanguageArgs {
     /// The rate: what a projected gradient is multiplied with.
     #[arg(long, default_value_t = 1e-3)]
     rate: f64,
-    /// Directions of a step, each with a minibatch of its own; their mean counts.
+    /// Directions of a step, each with a minibatch of its own, whose projected gradients are averaged.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     directions: u32,
     /// Rows in a minibatch.
@@ -77,6 +77,14 @@ pub fn run(args: &LanguageArgs) -> Result<bool> {
             args.model
         )
     };
+    let directions = u64::from(args.directions);
+    if args.time == 0 && (args.probes % directions > 0 || args.every % directions > 0) {
+        bail!(
+            "--probes {} and --every {} are no multiples of --directions",
+            args.probes,
+            args.every
+        )
+    }
     let source = DataSource {
         data: args.data.clone(),
         test: args.test.clone(),
@@ -127,7 +135,7 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
             let rate = args.rate * left.min(1.0) / f64::from(args.directions);
             payouts.push(Payout { direction, from: 0, to: coefficient(-rate * scalar) });
         }
-        if (step + 1) % u64::from(args.directions) == 0 || step + 1 == args.probes {
+        if (step + 1) % u64::from(args.directions) == 0 && !payouts.is_empty() {
             apply(model, state, &payouts, &mut scratch);
             payouts.clear();
         }

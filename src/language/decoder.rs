@@ -129,7 +129,7 @@ impl Decoder {
         let output = if tied { "embed_tokens.weight" } else { "lm_head.weight" };
         let angles = angles(config, theta, stretch, positions);
         Ok(Decoder {
-            output: weights.output(output),
+            output: weights.table(output),
             words: weights.table("embed_tokens.weight"),
             layers: (0..config.layers).map(layer).collect(),
             norm: weights.get("norm.weight"),

@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::{Config, Kind};
 use super::kernel::Activation;
-use super::model::{Batch, Linear, Rows, Table, Weights, linear_shapes};
+use super::model::{Batch, Linear, Table, TableRows, Weights, linear_shapes};
 use super::op;
 
 /// A BERT-like encoder over a set of weights.
@@ -122,8 +122,10 @@ pub(super) fn tensors(config: &Config) -> Vec<(String, Vec<usize>)> {
 pub(super) fn feeds_forward(distil: bool, name: &str) -> bool {
     let names = names(distil);
     // Behind the name and the number of the layers.
-    let own =
-        name[names.layer.len()..].trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+    let own = name
+        .strip_prefix(names.layer)
+        .unwrap_or(name)
+        .trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
     names.feed_forward.iter().chain([&names.norm]).any(|part| own.starts_with(part))
 }
 
@@ -182,7 +184,7 @@ impl Encoder {
     }
 
     /// What enters the first layer, from rows of both tables.
-    pub(super) fn embed(&self, batch: &Batch, rows: &[Rows]) -> Result<Tensor> {
+    pub(super) fn embed(&self, batch: &Batch, rows: &[TableRows]) -> Result<Tensor> {
         let positions: Vec<u32> =
             batch.positions.iter().map(|at| at + self.first_position).collect();
         let x = op::add(rows[0].read(&batch.ids)?, &rows[1].read(&positions)?)?;

@@ -5,11 +5,11 @@
 //! are the parameters of the [`State`]. Everything else stays as it was read and is shared by all nodes of
 //! a process.
 //!
-//! **The weights of a layer.** A probe takes both its ends through the layers side by side, on the same batch:
-//! it writes a layer's weights at both ends over those of the layer before, and runs it ([`view`]). So a node holds
-//! the state (4 bytes a parameter), two layers and the activations of some passes, and not a second model. Of
-//! tables of words and positions it writes the rows of its batch, when they are read; a decoder that predicts every
-//! token has its output matrix whole, at both ends.
+//! **The weights of half a layer.** A probe takes both its ends through the layers side by side, on the same batch:
+//! it writes the weights of attention or feed-forward at both ends over those of the half before, and runs it
+//! ([`view`]). So a node holds the state (4 bytes a parameter), half a layer twice and the activations of some passes,
+//! and not a second model. Of tables of words and positions it writes the rows of its batch; a decoder that predicts
+//! every token has its output matrix whole, at both ends.
 //!
 //! **A pass a thread.** The ends, and the texts of each, are shared out to the threads of the caller's pool.
 //! Sequences are packed, not padded; matrix products are candle's, the rest is in [`kernel`].

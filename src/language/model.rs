@@ -74,7 +74,7 @@ impl Batch {
 pub(super) struct Weights<'a> {
     /// Those that are, or will be, written whole.
     pub(super) tensors: &'a BTreeMap<String, Tensor>,
-    /// Tables whose rows are written when they are read: their numbers among the trained tensors, and widths.
+    /// Tables of which rows are written for each batch: their numbers among the trained tensors, and widths.
     pub(super) tables: &'a BTreeMap<String, (usize, usize)>,
 }
 
@@ -89,14 +89,6 @@ impl Weights<'_> {
         match self.tables.get(name) {
             Some(&(tensor, width)) => Table::Rows { tensor, width },
             None => Table::Whole(self.get(name)),
-        }
-    }
-
-    /// The same of one that is written whole where all of it is read.
-    pub(super) fn output(&self, name: &str) -> Table {
-        match self.tensors.get(name) {
-            Some(matrix) => Table::Whole(matrix.clone()),
-            None => self.table(name),
         }
     }
 
@@ -118,7 +110,7 @@ impl Weights<'_> {
 pub(super) enum Table {
     /// It stands somewhere.
     Whole(Tensor),
-    /// Its rows are written when they are read: half of a small encoder is its table of words, of which a batch
+    /// Its rows are written for each batch: half of a small encoder is its table of words, of which a batch
     /// has few.
     Rows {
         /// Its number among the trained tensors.
@@ -142,14 +134,14 @@ impl Table {
 }
 
 /// Rows of a table at one end.
-pub(super) struct Rows {
+pub(super) struct TableRows {
     /// Their numbers, ascending; of a matrix that stands somewhere all rows are there.
     pub(super) numbers: Option<Arc<[u32]>>,
     /// The rows, one below the other.
     pub(super) matrix: Tensor,
 }
 
-impl Rows {
+impl TableRows {
     /// The rows of these numbers, which may repeat, one below the other.
     ///
     /// # Panics
@@ -284,7 +276,7 @@ impl Model {
     }
 
     /// What enters the first layer, from rows of the tables.
-    pub(super) fn embed(&self, batch: &Batch, rows: &[Rows]) -> Result<Tensor> {
+    pub(super) fn embed(&self, batch: &Batch, rows: &[TableRows]) -> Result<Tensor> {
         match self {
             Model::Encoder(model) => model.embed(batch, rows),
             Model::Decoder(_) => rows[0].read(&batch.ids),

@@ -238,7 +238,8 @@ impl LanguageModel {
         Ok((plus[0], minus[0]))
     }
 
-    /// What a probe does beside its two forward passes, to measure it: writes the weights at both ends.
+    /// What a probe does beside its two forward passes, to measure it: writes the weights at both ends, and of tables
+    /// the rows of the minibatch (not those of labels' words).
     pub fn write_ends(
         &self,
         state: &State,
@@ -257,7 +258,7 @@ impl LanguageModel {
             }
             view.begin(&both)?;
             if !rows.are_kept() {
-                self.tables(view, &both, both.ends(), &rows)?;
+                self.write_rows(view, &both, both.ends(), &rows)?;
             }
             let mut halves = model::halves(0..self.core.config.layers);
             halves.try_for_each(|half| view.write_half(&both, half))
@@ -295,15 +296,15 @@ impl LanguageModel {
         }
     }
 
-    /// Rows of the tables that embeddings are read from, by the end and the table.
-    fn tables(
+    /// Writes the rows that embeddings of these texts are read from; by the end and the table.
+    fn write_rows(
         &self,
         view: &View,
         source: &Source<'_>,
         ends: usize,
         rows: &Rows<'_>,
-    ) -> CandleResult<Vec<Vec<model::Rows>>> {
-        let mut tables: Vec<Vec<model::Rows>> = (0..ends).map(|_| Vec::new()).collect();
+    ) -> CandleResult<Vec<Vec<model::TableRows>>> {
+        let mut tables: Vec<Vec<model::TableRows>> = (0..ends).map(|_| Vec::new()).collect();
         let numbers = view.ends[0].model.rows_of(&rows.sequences);
         for (at, numbers) in numbers.into_iter().enumerate() {
             let rows = view.rows(source, ends, |model| model.tables()[at], numbers)?;
@@ -328,7 +329,7 @@ impl LanguageModel {
         };
         let tables = match rows.are_kept() {
             true => Vec::new(),
-            false => self.tables(view, source, ends, rows)?,
+            false => self.write_rows(view, source, ends, rows)?,
         };
         let pieces = self.spread(rows.split(parts), |piece| {
             let batch = Batch::new(core.config.head, &piece.sequences, &core.device)?;
@@ -389,7 +390,7 @@ impl LanguageModel {
         let pieces = self.remembered(rows, |rows| {
             let model = &view.ends[0].model;
             let batch = Batch::new(config.head, &rows.sequences, device)?;
-            let mut x = model.embed(&batch, &self.tables(view, source, 1, rows)?[0])?;
+            let mut x = model.embed(&batch, &self.write_rows(view, source, 1, rows)?[0])?;
             for half in model::halves(0..*depth) {
                 x = model.half(half, &x, &batch)?;
             }
@@ -756,6 +757,19 @@ pub(super) fn outputs_of(model: &LanguageModel, state: &State, row: u32) -> Vec<
             });
         }
         Ok(values)
+    })
+}
+
+/// Rows of the table of words as they are written, by the end.
+#[cfg(test)]
+pub(super) fn words_of(
+    model: &LanguageModel,
+    source: &Source<'_>,
+    numbers: &[u32],
+) -> Vec<Vec<f32>> {
+    model.with_view(&mut Scratch::default(), |view| {
+        let rows = view.rows(source, source.ends(), |model| model.tables()[0], numbers.to_vec())?;
+        rows.iter().map(|rows| op::with(&rows.read(numbers)?, <[f32]>::to_vec)).collect()
     })
 }
 

@@ -54,7 +54,7 @@ pub(super) fn with<T>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> T) -> Result
     }
 }
 
-/// Parameters written by one thread at a time: whole blocks of a direction's signs.
+/// Parameters written by one thread at a time: two superblocks, whose signs are made together.
 const WRITE_CHUNK: usize = 32 * BLOCK_PARAMETERS;
 
 /// Writes tensors of a source over a room in main memory, whose first dimension is the ends.

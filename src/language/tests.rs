@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::model;
-use super::objective::{outputs_of, tokens_of};
+use super::objective::{outputs_of, tokens_of, words_of};
 use super::spec::LanguageSpec;
 use super::view::{Place, Source};
 use super::*;
@@ -206,7 +206,7 @@ fn a_probe_is_the_losses_at_the_ends_and_the_same_every_time() {
     }
 }
 
-/// Layers share the room for their weights, and of tables rows are written when they are read.
+/// Halves of layers share the room for their weights, and of tables rows are written for each batch.
 #[test]
 fn what_earlier_probes_left_is_never_read() {
     for model_type in ["bert", "roberta", "distilbert", "llama", "qwen2"] {
@@ -256,6 +256,36 @@ fn both_ends_of_a_large_tensor_are_written_in_chunks_as_in_one() {
     state.write_view(&mut view);
     let [_, minus] = ends;
     assert_eq!(write(Source::One(&state, None)), [view, minus]);
+}
+
+/// More rows than a thread writes at a time, some of them neighbors.
+#[test]
+fn rows_of_a_table_are_those_of_the_whole() {
+    for model_type in ["bert", "llama"] {
+        let prefix = if model_type == "bert" { "" } else { "model." };
+        let files = folder_files(model_type, prefix);
+        let (model, state) = joined(&files, &format!("classify;{WORDS}"), &dataset(ROWS)).unwrap();
+        let direction = Direction::new(&RunId([3; 32]), Round(1), Slot(0));
+        let dim = state.layout().dim();
+        let [mut plus, mut minus, mut view] = [vec![0.0; dim], vec![0.0; dim], vec![0.0; dim]];
+        state.write_pair(&direction, -6, &mut plus, &mut minus);
+        state.write_view(&mut view);
+        let is_words = |name: &str| {
+            name.ends_with("word_embeddings.weight") || name.ends_with("embed_tokens.weight")
+        };
+        let mut tensors = state.layout().tensors().iter();
+        let words = tensors.find(|tensor| is_words(&tensor.name)).unwrap();
+        let width = words.shape[1];
+        let numbers: Vec<u32> =
+            (0..VOCABULARY as u32).filter(|row| ![3, 6, 15, 18].contains(row)).collect();
+        let expected = |all: &[f32]| -> Vec<f32> {
+            let row = |row: &u32| &all[words.offset + *row as usize * width..][..width];
+            numbers.iter().flat_map(row).copied().collect()
+        };
+        let both = Source::Both(&state, &direction, -6);
+        assert_eq!(words_of(&model, &both, &numbers), [expected(&plus), expected(&minus)]);
+        assert_eq!(words_of(&model, &Source::One(&state, None), &numbers), [expected(&view)]);
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The weights of forward passes: written from the state when they are needed, and over those of the layer before.
+//! The weights of forward passes: written from the state when they are needed, and over those used before.
 //!
 //! One room serves for the halves of all layers, attention and feed-forward. A probe takes both of its ends through
 //! them side by side: the weights of a half are written at both ends, from one look at the state and at the direction's
@@ -15,7 +15,7 @@ use rayon::prelude::*;
 #[cfg(feature = "cuda")]
 use super::cuda::state::StateCopy;
 use super::load::Core;
-use super::model::{self, Half, Model, Rows, Table, Weights};
+use super::model::{self, Half, Model, Table, TableRows, Weights};
 use super::op;
 use super::spec::Task;
 use crate::direction::Direction;
@@ -119,13 +119,13 @@ enum Rooms {
     /// At both ends.
     Halves {
         /// For the longest half of a layer; the first dimension is the ends.
-        half: Tensor,
+        room: Tensor,
         /// What each half has of it.
-        halves: BTreeMap<Half, Vec<Place>>,
+        places: BTreeMap<Half, Vec<Place>>,
         /// For what is in front of the layers and behind them.
         around: Tensor,
         /// What it has there.
-        places: Vec<Place>,
+        around_places: Vec<Place>,
     },
     /// One tensor of all weights of one end, and where each begins and its length.
     All(Tensor, Vec<(usize, usize)>),
@@ -145,10 +145,10 @@ pub(super) struct Place {
 /// Rows of a table written by one thread at a time.
 const ROWS_CHUNK: usize = 16;
 
-/// Values that a tensor in a view of all weights begins at a multiple of: products read whole lines of memory.
+/// Values that a tensor in a room begins at a multiple of: whole lines of the cache are written and read.
 const ALIGNMENT: usize = 64;
 
-/// Where tensors of these lengths begin in a view of all, each with its length; and the view's own length.
+/// Where tensors of these lengths begin in a room, each with its length; and the room's own length.
 pub(super) fn places_in_view(lengths: impl Iterator<Item = usize>) -> (Vec<(usize, usize)>, usize) {
     let mut end = 0usize;
     let place = |len: usize| {
@@ -179,6 +179,7 @@ pub(super) fn by_half(device: &Device) -> bool {
 impl View {
     pub(super) fn new(core: Arc<Core>) -> Result<View> {
         let by_half = by_half(&core.device);
+        let causal = core.spec.task == Task::Causal;
         let (rooms, tensors) = match by_half {
             true => View::rooms_of_halves(&core)?,
             false => View::rooms_of_all(&core)?,
@@ -191,7 +192,7 @@ impl View {
                     let shape = &core.tensors[index].shape[..];
                     weights.insert(name.clone(), room_of(room)?.reshape(shape)?);
                 }
-                if by_half && !model::is_read_whole(&core.config, name, false) {
+                if by_half && !model::is_read_whole(&core.config, name, causal) {
                     tables.insert(name.clone(), (index, core.tensors[index].shape[1]));
                 }
             }
@@ -230,27 +231,27 @@ impl View {
             let place = |(tensor, (at, len))| Place { tensor, at, len };
             (tensors.into_iter().zip(places).map(place).collect::<Vec<Place>>(), len)
         };
-        let room = |len: usize| {
+        let new_room = |len: usize| {
             let len = len.next_multiple_of(ALIGNMENT).max(ALIGNMENT);
             Tensor::zeros((2, len), DType::F32, &core.device)
         };
-        let (places, len) = placed(parts.remove(&None).unwrap_or_default());
-        let around = room(len)?;
-        let (mut halves, mut longest) = (BTreeMap::new(), 0);
+        let (around_places, len) = placed(parts.remove(&None).unwrap_or_default());
+        let around = new_room(len)?;
+        let (mut places, mut longest) = (BTreeMap::new(), 0);
         for (half, tensors) in parts {
-            let (places, len) = placed(tensors);
+            let (own, len) = placed(tensors);
             longest = longest.max(len);
-            halves.extend(half.map(|half| (half, places)));
+            places.extend(half.map(|half| (half, own)));
         }
-        let half = room(longest)?;
+        let room = new_room(longest)?;
         let mut tensors = vec![None; core.trained.len()];
-        let rooms = halves.values().map(|places| (&half, places)).chain([(&around, &places)]);
-        for (room, places) in rooms {
+        let of_halves = places.values().map(|places| (&room, places));
+        for (room, places) in of_halves.chain([(&around, &around_places)]) {
             for &Place { tensor, at, len } in places {
                 tensors[tensor] = Some(room.narrow(1, at, len)?);
             }
         }
-        Ok((Rooms::Halves { half, halves, around, places }, tensors))
+        Ok((Rooms::Halves { room, places, around, around_places }, tensors))
     }
 
     /// A room for all weights of one end, and what each trained tensor has of it.
@@ -267,7 +268,7 @@ impl View {
     pub(super) fn begin(&mut self, source: &Source<'_>) -> Result<()> {
         let (room, places) = match &self.rooms {
             Rooms::All(room, places) => (room, places),
-            Rooms::Halves { around, places, .. } => {
+            Rooms::Halves { around, around_places: places, .. } => {
                 return around.inplace_op1(&op::Write { source, places });
             }
         };
@@ -289,8 +290,8 @@ impl View {
 
     /// Writes the weights of half a layer over those of the half before, unless all are there.
     pub(super) fn write_half(&self, source: &Source<'_>, half: Half) -> Result<()> {
-        let Rooms::Halves { half: room, halves, .. } = &self.rooms else { return Ok(()) };
-        match halves.get(&half) {
+        let Rooms::Halves { room, places, .. } = &self.rooms else { return Ok(()) };
+        match places.get(&half) {
             Some(places) => room.inplace_op1(&op::Write { source, places }),
             None => Ok(()),
         }
@@ -303,12 +304,12 @@ impl View {
         ends: usize,
         table: impl for<'m> Fn(&'m Model) -> &'m Table,
         numbers: Vec<u32>,
-    ) -> Result<Vec<Rows>> {
+    ) -> Result<Vec<TableRows>> {
         let (tensor, width) = match table(&self.ends[0].model) {
             Table::Whole(_) => {
                 let whole = |end: &Weighted| table(&end.model).whole().clone();
                 let ends = self.ends[..ends].iter().map(whole);
-                return Ok(ends.map(|matrix| Rows { numbers: None, matrix }).collect());
+                return Ok(ends.map(|matrix| TableRows { numbers: None, matrix }).collect());
             }
             &Table::Rows { tensor, width } => (tensor, width),
         };
@@ -338,7 +339,7 @@ impl View {
         let numbers: Arc<[u32]> = numbers.into();
         let rows = values.into_iter().map(|values| {
             let matrix = Tensor::from_vec(values, shape, &self.core.device)?;
-            Ok(Rows { numbers: Some(Arc::clone(&numbers)), matrix })
+            Ok(TableRows { numbers: Some(Arc::clone(&numbers)), matrix })
         });
         rows.collect()
     }

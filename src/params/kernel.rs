@@ -5,12 +5,12 @@
 //! `word << row` the loop over rows vectorizes instead, with gathers, ten times slower. All paths
 //! use the same integer or singly rounded operations and give the same bits.
 //!
-//! AVX-512 moves a line of the cache at a time, and one that lies across two costs twice: loops that are compiled for
-//! it work on whole [lines](Lines), or ask where their numbers begin; and as the processor needs some microseconds to
-//! switch its wide units on, small models are left without. Adding one or two directions waits for memory, and is a
-//! fifth faster with it wherever they begin. With four or more it was measured up to four times *slower* than AVX2
-//! (`experiments/results/2026-11-25-replay`), as are single additions to the counts of [`sliced`](super::sliced) and
-//! ChaCha, which the compiler arranges badly: those and all others are compiled for AVX2 at most.
+//! AVX-512 moves a line of the cache at a time, and one that lies across two costs twice. It is for adding one or two
+//! directions, which waits for memory and is a fifth faster wherever the numbers begin; for both ends of whole
+//! superblocks that are written to whole lines; and for the counters of [`sliced`](super::sliced), which are
+//! [`Lines`]. Adding four or eight directions, adding counts to the state, and ChaCha were measured up to four times
+//! *slower* than with AVX2, as the compiler arranges them badly (`experiments/results/2026-11-25-replay` and
+//! `2026-11-27-lines`): these and all others are compiled for AVX2 at most.
 
 use std::ops::Range;
 
@@ -118,9 +118,10 @@ pub(super) fn pair(
     plus: &mut [f32],
     minus: &mut [f32],
 ) {
+    // The processor needs some microseconds to switch its wide units on: small tensors are left without.
     let whole = values.len() == SUPERBLOCK * BLOCK_PARAMETERS;
     if whole && begin_a_line(plus) && begin_a_line(minus) {
-        pair_of_lines(values, signs, first, [lsb, epsilon], plus, minus);
+        pair_of_lines(values, signs, [lsb, epsilon], plus, minus);
     } else {
         pair_anywhere(values, signs, first, [lsb, epsilon], plus, minus);
     }
@@ -130,12 +131,11 @@ pub(super) fn pair(
 fn pair_of_lines(
     values: &[i32],
     signs: &[SignBlock],
-    first: usize,
     units: [f32; 2],
     plus: &mut [f32],
     minus: &mut [f32],
 ) {
-    pair_inline(values, signs, first, units, plus, minus);
+    pair_inline(values, signs, 0, units, plus, minus);
 }
 
 #[multiversion(targets("x86_64+avx2+bmi2", "aarch64+neon"))]
