@@ -1,7 +1,7 @@
 //! What the inner loops cost, beside a plain `f32` stream over an array of the same size.
 //!
-//! `cargo bench --bench kernels [-- GROUP...]` with the groups `parameters`, `replay`, `bytes` and
-//! `probes`. Printed is the median over interleaved repetitions: every kernel of a group runs once,
+//! `cargo bench --bench kernels [-- GROUP...]` with the groups `parameters`, `replay`, `ends`,
+//! `bytes` and `probes`. Printed is the median over interleaved repetitions: every kernel of a group runs once,
 //! then all again, so that a busy machine slows all of them alike and the ratio to the first one
 //! holds. The least time is what an idle machine would show; the processor's time leaves out what
 //! others ran for in between (in the resolution of a scheduler's tick, one thread only). That is
@@ -16,7 +16,7 @@ use rumormill::data::{Dataset, Features, Raw, Scaling, digits};
 use rumormill::direction::Direction;
 use rumormill::id::{NodeId, Round, RunId, Slot};
 use rumormill::objective::{ModelSpec, Objective, Scratch, Split, build};
-use rumormill::params::{Payout, State, TensorSpec, coefficient};
+use rumormill::params::{End, Payout, State, TensorSpec, coefficient};
 use rumormill::sample::{KeyedRng, minibatch};
 use rumormill::{lb8, spsa};
 
@@ -45,6 +45,9 @@ fn main() {
     }
     if is_wanted("replay") {
         replay();
+    }
+    if is_wanted("ends") {
+        ends();
     }
     if is_wanted("bytes") {
         bytes();
@@ -269,6 +272,61 @@ fn replay() {
         ),
     ];
     group("history of mlp:32 on MNIST, 256 directions a round", "round", kernels);
+}
+
+/// Both ends of a probe and the update that follows, by two threads: who reads the state matters to who changes it.
+fn ends() {
+    const PIECE: usize = 1 << 17;
+    let dim = 172 * PIECE;
+    let specs = vec![TensorSpec::new("weight", &[dim])];
+    let state = State::from_base(specs, vec![0.01; dim]).expect("finite");
+    let direction = Direction::new(&RunId([1; 32]), Round(0), Slot(0));
+    let payout = [Payout { direction, from: 0, to: coefficient(1e-6) }];
+    let [mut alone, mut shared, mut own] = std::array::from_fn(|_| state.clone());
+    let mut rooms = [[vec![0.0; PIECE], vec![0.0; PIECE]], [vec![0.0; PIECE], vec![0.0; PIECE]]];
+    let mut rooms_own = rooms.clone();
+    let kernels: Vec<Kernel<'_>> = vec![
+        ("update alone", dim as f64, Box::new(|| alone.apply_in_threads(2, black_box(&payout)))),
+        (
+            "each thread both ends of half, and update",
+            dim as f64,
+            Box::new(|| {
+                std::thread::scope(|scope| {
+                    for (thread, [plus, minus]) in rooms.iter_mut().enumerate() {
+                        let (state, direction) = (&shared, &direction);
+                        scope.spawn(move || {
+                            for first in (thread * PIECE..dim).step_by(2 * PIECE) {
+                                let probe = (direction, -7);
+                                state.write_pair_part(0, first, probe, plus, minus);
+                                black_box((&plus, &minus));
+                            }
+                        });
+                    }
+                });
+                shared.apply_in_threads(2, black_box(&payout));
+            }),
+        ),
+        (
+            "each thread one end of all, and update",
+            dim as f64,
+            Box::new(|| {
+                std::thread::scope(|scope| {
+                    for (thread, [room, _]) in rooms_own.iter_mut().enumerate() {
+                        let (state, direction) = (&own, &direction);
+                        scope.spawn(move || {
+                            let end = End { direction, epsilon_log2: -7, plus: thread == 0 };
+                            for first in (0..dim).step_by(PIECE) {
+                                state.write_part(0, first, Some(end), room);
+                                black_box(&room);
+                            }
+                        });
+                    }
+                });
+                own.apply_in_threads(2, black_box(&payout));
+            }),
+        ),
+    ];
+    group(&format!("two threads, {dim} parameters"), "parameter", kernels);
 }
 
 fn bytes() {
