@@ -78,7 +78,8 @@ pub fn run(args: &LanguageArgs) -> Result<bool> {
         )
     };
     let directions = u64::from(args.directions);
-    if args.time == 0 && (args.probes % directions > 0 || args.every % directions > 0) {
+    let are_whole = [args.probes, args.every].iter().all(|n| n.is_multiple_of(directions));
+    if args.time == 0 && !are_whole {
         bail!(
             "--probes {} and --every {} are no multiples of --directions",
             args.probes,
