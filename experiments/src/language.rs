@@ -81,7 +81,7 @@ pub fn run(args: &LanguageArgs) -> Result<bool> {
     let are_whole = [args.probes, args.every].iter().all(|n| n.is_multiple_of(directions));
     if args.time == 0 && !are_whole {
         bail!(
-            "--probes {} and --every {} are no multiples of --directions",
+            "--probes {} and --every {} have to be multiples of --directions {directions}",
             args.probes,
             args.every
         )
