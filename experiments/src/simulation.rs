@@ -904,6 +904,25 @@ mod tests {
         assert_identical(&network, 1);
     }
 
+    /// An exchange that began before the other node knew the founders was never answered, and for ten
+    /// seconds its node began no other: whoever lacked a certificate then had a race with the others'
+    /// leaving.
+    #[test]
+    fn an_exchange_that_meets_a_node_before_its_start_is_answered() {
+        for seed in 0..32 {
+            let open = Manifest { founders: Founders::Minimum(3), ..manifest(3, 16) };
+            let mut network = network(3, open, LinkModel::default(), seed);
+            network.start_all();
+            network.run(Time::from_millis(3_600_000));
+            assert_identical(&network, seed);
+            for node in &network.nodes {
+                for (_, fired, completed) in node.protocol.as_ref().unwrap().edges() {
+                    assert!(2 * completed > fired, "seed {seed}: {completed} of {fired}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn founders_that_find_each_other_start_and_a_joiner_becomes_a_member() {
         let open = Manifest { founders: Founders::Minimum(4), ..manifest(4, 40) };

@@ -39,6 +39,7 @@ pub(super) struct Link {
     clock: PoissonClock,
     due: Time,
     greeted: bool,
+    offended: bool,
     /// Bytes of each segment that the neighbor holds: by height, by origin.
     known: BTreeMap<u64, Vec<u16>>,
     /// Bytes of each segment that the neighbor knows to be held here.
@@ -68,6 +69,8 @@ pub(super) struct Link {
     asked: Option<Time>,
     certified: u64,
     tag: [u8; 4],
+    /// The certified height that was said here last.
+    said_certified: u64,
     /// Exchanges since this node's certified height changed in which the neighbor was ahead.
     ahead: (u64, u32),
     /// Consecutive exchanges without news in either direction.
@@ -90,6 +93,7 @@ impl Link {
             clock,
             due: now,
             greeted: false,
+            offended: false,
             known: BTreeMap::new(),
             told: BTreeMap::new(),
             acks: BTreeMap::new(),
@@ -110,6 +114,7 @@ impl Link {
             asked: None,
             certified: 0,
             tag: [0; 4],
+            said_certified: 0,
             ahead: (0, 0),
             quiet: 0,
             fired: 0,
@@ -132,15 +137,34 @@ impl Link {
         self.certified
     }
 
+    /// Whether the neighbor was told that so much is certified here.
+    pub(super) fn has_heard_of(&self, certified: u64) -> bool {
+        self.said_certified >= certified
+    }
+
     /// A link to a neighbor that has greeted, claims so many certified heights, and has answered or not.
     #[cfg(test)]
     pub(super) fn greeted(clock: PoissonClock, certified: u64, answered: bool) -> Link {
         let answered_at = answered.then_some(0);
-        Link { greeted: true, certified, answered_at, ..Link::new(clock, Time::ZERO) }
+        let received = answered.then_some(0);
+        Link { greeted: true, certified, answered_at, received, ..Link::new(clock, Time::ZERO) }
     }
 
     pub(super) fn is_greeted(&self) -> bool {
         self.greeted
+    }
+
+    /// Whether a frame of an exchange came from the neighbor.
+    pub(super) fn has_exchanged(&self) -> bool {
+        self.received.is_some()
+    }
+
+    pub(super) fn offend(&mut self) {
+        self.offended = true;
+    }
+
+    pub(super) fn has_offended(&self) -> bool {
+        self.offended
     }
 
     /// Whether an exchange that was begun here was answered.
@@ -407,7 +431,8 @@ impl Protocol {
         neighbor_certified.max(oldest)..self.certified.min(neighbor_certified) + OPEN
     }
 
-    /// Builds and sends a frame of an exchange. A closing frame without content is not sent.
+    /// Builds and sends a frame of an exchange. A closing frame without content is not sent, unless it
+    /// says that the run ended here.
     fn send_exchange(&mut self, peer: NodeId, stage: Stage, out: &mut Vec<Output>) {
         for height in self.certified..self.certified + OPEN {
             self.seal(height, false, out);
@@ -455,7 +480,9 @@ impl Protocol {
             && exchange.wanted.is_empty()
             && exchange.sums.is_empty();
         link.quiet = if empty && exchange.have.is_empty() { link.quiet + 1 } else { 0 };
-        if stage != Stage::Close || !empty {
+        let ended = self.is_finished() && !link.has_heard_of(self.certified);
+        if stage != Stage::Close || !empty || ended {
+            link.said_certified = self.certified;
             link.sequence = link.sequence.wrapping_add(1);
             link.lost_track = false;
             if self.passes_frames {
@@ -742,6 +769,10 @@ impl Protocol {
             if link.ask(now) {
                 out.push(Output::Request { to: from, request: Request::Founders });
             }
+            if exchange.stage == Stage::Open {
+                link.lose_track();
+                self.unanswered.insert(from);
+            }
             return;
         }
         let stage = exchange.stage;
@@ -753,7 +784,10 @@ impl Protocol {
         self.acknowledge(now, out);
         self.certify(now, out);
         match stage {
-            Stage::Open => self.send_exchange(from, Stage::Answer, out),
+            Stage::Open => {
+                self.send_exchange(from, Stage::Answer, out);
+                self.ask_history(from, now, out);
+            }
             Stage::Answer => {
                 self.on_answer(from, now);
                 self.send_exchange(from, Stage::Close, out);
@@ -763,6 +797,14 @@ impl Protocol {
                 }
             }
             Stage::Close => {}
+        }
+    }
+
+    /// Answers the exchanges that neighbors began before the run had started here. They would wait
+    /// for it in vain, and begin no other as long.
+    pub(super) fn answer_late(&mut self, out: &mut Vec<Output>) {
+        while let Some(peer) = self.unanswered.pop_first() {
+            self.send_exchange(peer, Stage::Answer, out);
         }
     }
 
@@ -779,6 +821,7 @@ impl Protocol {
 
     /// Notes what the neighbor holds and knows.
     fn note(&mut self, from: NodeId, exchange: &Exchange) {
+        self.cut_off.remove(&from);
         let mine = self.certified;
         let heights = &self.heights;
         let roster_len = |height: u64| heights.get(&height).map(|state| state.ledger.roster_len());

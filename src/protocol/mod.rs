@@ -218,6 +218,10 @@ pub struct Protocol {
     founding: Vec<StartVote>,
     roster: Roster,
     links: BTreeMap<NodeId, Link>,
+    /// Neighbors that began an exchange before the run had started here: it is answered then.
+    unanswered: BTreeSet<NodeId>,
+    /// Members whose links were lost before they had certified the end.
+    cut_off: BTreeSet<NodeId>,
     clock_streams: u64,
 
     heights: BTreeMap<u64, HeightState>,
@@ -309,6 +313,8 @@ impl Protocol {
             founding: Vec::new(),
             roster,
             links: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
+            cut_off: BTreeSet::new(),
             clock_streams: 1,
             heights: BTreeMap::new(),
             summaries: BTreeMap::new(),
@@ -372,9 +378,7 @@ impl Protocol {
         match input {
             Input::Wake => {}
             Input::Connected(peer) => self.on_connected(peer, now, out),
-            Input::Disconnected(peer) => {
-                self.links.remove(&peer);
-            }
+            Input::Disconnected(peer) => self.on_disconnected(peer),
             Input::Frame { from, bytes } => self.on_frame(from, &bytes, now, out),
             Input::Passed { from, frame } => self.on_passed(from, frame, now, out),
             Input::NotSent(peer) => {
@@ -398,6 +402,7 @@ impl Protocol {
                 self.closed_since = now;
                 out.push(Output::Event(Event::Started { members: self.roster.len() }));
             }
+            self.answer_late(out);
             self.recall(now);
             self.close_rounds(now, out);
             self.acknowledge(now, out);
@@ -448,6 +453,17 @@ impl Protocol {
         self.clock_streams += 1;
         self.links.insert(peer, Link::new(clock, now));
         self.send_hello(peer, false, out);
+    }
+
+    fn on_disconnected(&mut self, peer: NodeId) {
+        self.unanswered.remove(&peer);
+        let Some(link) = self.links.remove(&peer) else { return };
+        // One that never exchanged anything may be leaving just now.
+        let exchanged = link.has_exchanged() && !link.has_offended();
+        if exchanged && link.certified() < self.manifest.heights() {
+            self.cut_off.insert(peer);
+        }
+        self.cut_off.retain(|peer| self.roster.origin(peer).is_some());
     }
 
     /// Something changed that settings of heights and the sufficiency of rounds follow from.
@@ -574,6 +590,9 @@ impl Protocol {
 
     fn offend(&mut self, peer: NodeId, offence: Offence, out: &mut Vec<Output>) {
         self.stats.offences += 1;
+        if let Some(link) = self.links.get_mut(&peer) {
+            link.offend();
+        }
         out.push(Output::Misbehaved { peer, offence });
     }
 
@@ -652,13 +671,18 @@ impl Protocol {
     }
 
     /// Whether this node may leave: everything is certified here, and all neighbors hold the same
-    /// chain or have been waited for long enough. `awaits` says whether neighbors are expected that were
-    /// never there: others may be through before a slow one has even started.
+    /// chain or have been waited for long enough. So are members that were cut off before they had
+    /// certified the end: if the others left, they could not end. `awaits` says whether neighbors are
+    /// expected that were never there: others may be through before a slow one has even started.
     pub fn is_done(&self, now: Time, awaits: bool) -> bool {
         let tag = self.digest().tag();
-        let same = |link: &Link| link.certified() == self.certified && link.tag() == tag;
+        let same = |link: &Link| {
+            let ended = link.certified() == self.certified && link.tag() == tag;
+            ended && link.has_heard_of(self.certified)
+        };
         self.finished_at.is_some_and(|finished| {
-            !awaits && self.links.values().all(same) || now.since(finished) > self.config.linger
+            let none_left = !awaits && self.cut_off.is_empty() && self.links.values().all(same);
+            none_left || now.since(finished) > self.config.linger
         })
     }
 
