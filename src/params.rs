@@ -24,6 +24,7 @@ use crate::direction::{BLOCK_PARAMETERS, Direction, SignBlock, sign_words_of};
 use crate::lb8::pow2_f64;
 
 mod kernel;
+mod lazy;
 mod sliced;
 
 /// Binary logarithm of a coefficient's unit.
@@ -125,13 +126,15 @@ pub fn coefficient(value: f64) -> i64 {
 }
 
 /// The exact parameters of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct State {
     layout: Layout,
     // As many as the layout has parameters, in its order.
     values: Vec<i32>,
     // A new one with every change. All marks are equal, so it takes no part in comparisons.
     mark: Mark,
+    // What the values of some tables do not have yet.
+    owed: lazy::Owed,
 }
 
 /// Tells whether a copy of a state, such as a device's, is still one: two states with the same mark hold
@@ -202,7 +205,7 @@ impl State {
             |(value, inverse): (f32, f64)| (f64::from(value) * inverse).round_ties_even() as i32;
         // Collected where the numbers of the same size were: a model may be most of what fits.
         let values = base.into_iter().zip(units).map(value).collect();
-        Ok(State { layout: Layout { tensors, dim }, values, mark: Mark::default() })
+        Ok(State::of(Layout { tensors, dim }, values))
     }
 
     /// A state from the values of another one of the same layout, such as a checkpoint's.
@@ -213,7 +216,11 @@ impl State {
         if values.len() != layout.dim {
             return Err(StateError::Length { values: values.len(), parameters: layout.dim });
         }
-        Ok(State { layout, values, mark: Mark::default() })
+        Ok(State::of(layout, values))
+    }
+
+    fn of(layout: Layout, values: Vec<i32>) -> State {
+        State { layout, values, mark: Mark::default(), owed: lazy::Owed::default() }
     }
 
     /// The tensors and their units.
@@ -222,7 +229,11 @@ impl State {
     }
 
     /// The parameters in units of their tensors' LSBs.
+    ///
+    /// # Panics
+    /// Where [`State::apply_lazily`] left changes that [`State::settle`] has not made.
     pub fn values(&self) -> &[i32] {
+        assert!(self.owed.is_empty(), "a state is settled before its values are read");
         &self.values
     }
 
@@ -241,8 +252,16 @@ impl State {
 
     /// The same in up to so many threads, each of which gets a quarter of a millisecond's work at least.
     pub fn apply_in_threads(&mut self, threads: usize, payouts: &[Payout]) {
-        let work = payouts.len().saturating_mul(self.layout.dim());
-        let mut parts = self.split((work / THREAD_WORK_MIN).clamp(1, threads.max(1)));
+        self.apply_to(|_| true, threads, payouts);
+    }
+
+    /// The same for some of the tensors.
+    fn apply_to(&mut self, takes: impl Fn(usize) -> bool, threads: usize, payouts: &[Payout]) {
+        let numbered = self.layout.tensors.iter().enumerate();
+        let taken = numbered.filter(|(tensor, _)| takes(*tensor)).map(|(_, tensor)| tensor.len);
+        let work = payouts.len().saturating_mul(taken.sum());
+        let parts = (work / THREAD_WORK_MIN).clamp(1, threads.max(1));
+        let mut parts = self.split_some(takes, parts);
         let Some((own, others)) = parts.split_first_mut() else { return };
         std::thread::scope(|scope| {
             for part in others {
@@ -258,25 +277,33 @@ impl State {
     /// # Panics
     /// If `parts` is zero.
     pub fn split(&mut self, parts: usize) -> Vec<Part<'_>> {
+        self.split_some(|_| true, parts)
+    }
+
+    fn split_some(&mut self, takes: impl Fn(usize) -> bool, parts: usize) -> Vec<Part<'_>> {
         self.mark = Mark::default();
-        let superblocks = |tensor: &Tensor| tensor.len.div_ceil(SUPERBLOCK_PARAMETERS);
-        let all: usize = self.layout.tensors.iter().map(superblocks).sum();
+        let numbered = self.layout.tensors.iter().enumerate();
+        let taken = numbered.filter(|(tensor, _)| takes(*tensor));
+        let all: usize = taken.map(|(_, of)| of.len.div_ceil(SUPERBLOCK_PARAMETERS)).sum();
         let most = all.div_ceil(parts);
         let mut split: Vec<Part<'_>> = Vec::new();
         let mut room = 0;
         let mut rest = &mut self.values[..];
         for (tensor, Tensor { len, lsb_log2, .. }) in self.layout.tensors.iter().enumerate() {
+            let (mut own, after) = rest.split_at_mut(*len);
+            rest = after;
+            if !takes(tensor) {
+                continue;
+            }
             let mut superblock = 0;
-            let mut left = *len;
-            while left > 0 {
+            while !own.is_empty() {
                 if room == 0 {
                     split.push(Part { pieces: Vec::new() });
                     room = most;
                 }
-                let piece_len = left.min(room * SUPERBLOCK_PARAMETERS);
-                let (values, after) = rest.split_at_mut(piece_len);
-                rest = after;
-                left -= piece_len;
+                let piece_len = own.len().min(room * SUPERBLOCK_PARAMETERS);
+                let (values, after) = own.split_at_mut(piece_len);
+                own = after;
                 let piece = Piece { tensor, lsb_log2: *lsb_log2, superblock, values };
                 split.last_mut().expect("just made").pieces.push(piece);
                 let taken = piece_len.div_ceil(SUPERBLOCK_PARAMETERS);
@@ -292,10 +319,7 @@ impl State {
     /// # Panics
     /// If the layouts differ.
     pub fn add(&mut self, other: &State) {
-        assert!(self.layout == other.layout, "states of one layout");
-        self.mark = Mark::default();
-        let pairs = self.values.iter_mut().zip(&other.values);
-        pairs.for_each(|(value, other)| *value = value.wrapping_add(*other));
+        self.change_by(other, i32::wrapping_add);
     }
 
     /// Takes another state of the same layout away.
@@ -303,10 +327,19 @@ impl State {
     /// # Panics
     /// If the layouts differ.
     pub fn subtract(&mut self, other: &State) {
+        self.change_by(other, i32::wrapping_sub);
+    }
+
+    fn change_by(&mut self, other: &State, with: impl Fn(i32, i32) -> i32) {
         assert!(self.layout == other.layout, "states of one layout");
         self.mark = Mark::default();
-        let pairs = self.values.iter_mut().zip(&other.values);
-        pairs.for_each(|(value, other)| *value = value.wrapping_sub(*other));
+        for (tensor, Tensor { offset, len, .. }) in self.layout.tensors.iter().enumerate() {
+            let own = &mut self.values[*offset..offset + len];
+            other.read(tensor, 0, *len, |range, values| {
+                let pairs = own[range].iter_mut().zip(values);
+                pairs.for_each(|(own, other)| *own = with(*own, *other));
+            });
+        }
     }
 
     /// Writes the weights: `LSB · state`, rounded once to `f32`.
@@ -315,10 +348,8 @@ impl State {
     /// If `out` does not hold exactly [`Layout::dim`] values.
     pub fn write_view(&self, out: &mut [f32]) {
         assert_eq!(out.len(), self.layout.dim, "a view has the model's size");
-        for tensor in &self.layout.tensors {
-            let range = tensor.offset..tensor.offset + tensor.len;
-            let lsb = pow2_f64(tensor.lsb_log2) as f32;
-            kernel::view(&self.values[range.clone()], lsb, &mut out[range]);
+        for (tensor, Tensor { offset, len, .. }) in self.layout.tensors.iter().enumerate() {
+            self.write_part(tensor, 0, None, &mut out[*offset..offset + len]);
         }
     }
 
@@ -358,11 +389,14 @@ impl State {
         minus: &mut [f32],
     ) {
         assert_eq!(plus.len(), minus.len(), "two ends of the same parameters");
-        let (values, lsb) = self.part(tensor, first, plus.len());
-        let epsilon = End { direction, epsilon_log2, plus: true }.step();
-        by_superblock(direction, tensor, first, values.len(), |range, signs, first| {
-            let (plus, minus) = (&mut plus[range.clone()], &mut minus[range.clone()]);
-            kernel::pair(&values[range], signs, first, [lsb, epsilon], plus, minus);
+        let units = [self.lsb(tensor), End { direction, epsilon_log2, plus: true }.step()];
+        self.read(tensor, first, plus.len(), |read, values| {
+            let (plus, minus) = (&mut plus[read.clone()], &mut minus[read.clone()]);
+            let first = first + read.start;
+            by_superblock(direction, tensor, first, values.len(), |range, signs, first| {
+                let (plus, minus) = (&mut plus[range.clone()], &mut minus[range.clone()]);
+                kernel::pair(&values[range], signs, first, units, plus, minus);
+            });
         });
     }
 
@@ -374,18 +408,20 @@ impl State {
     /// # Panics
     /// If the tensor does not have these parameters, or ε is not a normal `f32`.
     pub fn write_part(&self, tensor: usize, first: usize, end: Option<End<'_>>, out: &mut [f32]) {
-        let (values, lsb) = self.part(tensor, first, out.len());
-        let Some(end) = end else { return kernel::view(values, lsb, out) };
-        let step = end.step();
-        by_superblock(end.direction, tensor, first, values.len(), |range, signs, first| {
-            kernel::end(&values[range.clone()], signs, first, [lsb, step], &mut out[range]);
+        let lsb = self.lsb(tensor);
+        self.read(tensor, first, out.len(), |read, values| {
+            let (first, out) = (first + read.start, &mut out[read]);
+            let Some(end) = end else { return kernel::view(values, lsb, out) };
+            let step = end.step();
+            by_superblock(end.direction, tensor, first, values.len(), |range, signs, first| {
+                kernel::end(&values[range.clone()], signs, first, [lsb, step], &mut out[range]);
+            });
         });
     }
 
-    /// Parameters of one tensor from `first` on, and their unit.
-    fn part(&self, tensor: usize, first: usize, len: usize) -> (&[i32], f32) {
-        let Tensor { offset, len: all, lsb_log2, .. } = self.layout.tensors[tensor];
-        (&self.values[offset..offset + all][first..first + len], pow2_f64(lsb_log2) as f32)
+    /// The unit of a tensor's state.
+    fn lsb(&self, tensor: usize) -> f32 {
+        pow2_f64(self.layout.tensors[tensor].lsb_log2) as f32
     }
 
     /// Gives the weights of a tensor as little-endian `f32`, some at a time.
@@ -433,16 +469,36 @@ impl State {
             hasher.update(&tensor.lsb_log2.to_le_bytes());
         }
         let mut bytes = [0; 4 * CHUNK];
-        for values in self.values.chunks(CHUNK) {
-            let bytes = &mut bytes[..4 * values.len()];
-            for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
-                *bytes = value.to_le_bytes();
-            }
-            hasher.update(bytes);
+        for (tensor, Tensor { len, .. }) in self.layout.tensors.iter().enumerate() {
+            self.read(tensor, 0, *len, |_, values| {
+                for values in values.chunks(CHUNK) {
+                    let bytes = &mut bytes[..4 * values.len()];
+                    for (bytes, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(values) {
+                        *bytes = value.to_le_bytes();
+                    }
+                    hasher.update(bytes);
+                }
+            });
         }
         hasher.finalize().into()
     }
 }
+
+/// Whether they are the same model, whatever of it is settled.
+impl PartialEq for State {
+    fn eq(&self, other: &State) -> bool {
+        let read = |state: &State| {
+            let mut state = state.clone();
+            state.settle(1);
+            state.values
+        };
+        let settled = self.owed.is_empty() && other.owed.is_empty();
+        self.layout == other.layout
+            && if settled { self.values == other.values } else { read(self) == read(other) }
+    }
+}
+
+impl Eq for State {}
 
 /// One end of a probe: `view ± ε · direction` with `ε = 2^epsilon_log2`.
 #[derive(Clone, Copy, Debug)]
@@ -559,25 +615,25 @@ fn add_directions(
         }
     }
     let superblock = superblock + (sliced / SUPERBLOCK_PARAMETERS) as u64;
-    add_eights(rest, tensor, superblock, changes);
+    add_eights(rest, tensor, superblock * kernel::SUPERBLOCK as u64, changes);
 }
 
 /// Directions added in one visit to a superblock: their sign words fill a quarter of the
 /// first-level cache, and the visit's one load and store of the state is shared by all.
 const DIRECTIONS: usize = 8;
 
-/// The same with eight directions at a time.
+/// The same with eight directions at a time, from a block of the tensor on.
 ///
 /// Superblock by superblock, so that the state stays in the first-level cache while all
 /// directions pass over it.
-fn add_eights(values: &mut [i32], tensor: usize, superblock: u64, changes: &[(Direction, i32)]) {
+fn add_eights(values: &mut [i32], tensor: usize, block: u64, changes: &[(Direction, i32)]) {
     let mut signs: [[SignBlock; kernel::SUPERBLOCK]; DIRECTIONS] = Default::default();
-    for (at, values) in (superblock..).zip(values.chunks_mut(SUPERBLOCK_PARAMETERS)) {
+    let firsts = (block..).step_by(kernel::SUPERBLOCK);
+    for (first, values) in firsts.zip(values.chunks_mut(SUPERBLOCK_PARAMETERS)) {
         let blocks = values.len().div_ceil(BLOCK_PARAMETERS);
         for changes in changes.chunks(DIRECTIONS) {
             let mut amounts = [0; DIRECTIONS];
             amounts.iter_mut().zip(changes).for_each(|(amount, change)| *amount = change.1);
-            let first = at * kernel::SUPERBLOCK as u64;
             if blocks == 1 && changes.len() > 1 {
                 // Generators start slowly: one block of all of them comes side by side.
                 let of = |at: usize| &changes[at.min(changes.len() - 1)].0;
@@ -780,6 +836,61 @@ mod tests {
                 assert!(sliced == slow, "{len} parameters, {count} directions by bits");
             }
         }
+    }
+
+    /// Whoever reads sees nothing of what is owed; what is due at last is what was due at once.
+    #[test]
+    fn tables_that_are_owed_changes_are_read_as_if_they_had_them() {
+        let mut rng = crate::sample::KeyedRng::from_seed("rumormill v1 test", 4, 0);
+        for steps in
+            [&[1; 7][..], &[1; 15], &[1; 16], &[1; 40], &[3, 5, 1, 2], &[9, 9, 9], &[40, 1]]
+        {
+            for tables in [&[][..], &[0], &[1, 2], &[0, 1, 2]] {
+                let (mut lazy, mut at_once) = (some_state(), some_state());
+                for &step in steps {
+                    let payouts = payouts(&mut rng, step);
+                    let before = lazy.mark();
+                    lazy.apply_lazily(2, &payouts, tables);
+                    at_once.apply(&payouts);
+                    assert!(!before.is(&lazy.mark()));
+                }
+                let due =
+                    |due: u32, step: &u32| Some(due + step).filter(|due| *due < 16).unwrap_or(0);
+                let due = if tables.is_empty() { 0 } else { steps.iter().fold(0, due) };
+                assert_eq!(lazy.owed.payouts.len(), due as usize);
+                assert!(lazy == at_once && lazy.hash() == at_once.hash());
+                let mut of_both = [&lazy, &at_once].map(|state| {
+                    let mut written = [vec![0.0; 17_308], vec![0.0; 17_308], vec![0.0; 17_308]];
+                    let [view, plus, minus] = &mut written;
+                    state.write_view(view);
+                    state.write_pair(&direction(99), -7, plus, minus);
+                    for (first, len) in [(0, 1), (384, 384), (1000, 5_000), (17_000, 300)] {
+                        let end = End { direction: &direction(99), epsilon_log2: -7, plus: true };
+                        state.write_part(0, first, Some(end), &mut plus[first..first + len]);
+                    }
+                    let mut sum = some_state();
+                    sum.add(state);
+                    sum.subtract(&some_state());
+                    (written, sum.values)
+                });
+                let [lazily, once] = &mut of_both;
+                assert!(lazily == once, "{steps:?} for {tables:?}");
+                lazy.settle(2);
+                assert_eq!(lazy.values(), at_once.values());
+                // Another set of tables, and none.
+                lazy.apply_lazily(1, &payouts(&mut rng, 2), tables);
+                lazy.apply_lazily(1, &[], &[]);
+                assert!(lazy.owed.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "settled before its values are read")]
+    fn values_are_not_read_while_something_is_owed() {
+        let mut state = some_state();
+        state.apply_lazily(1, &[Payout { direction: direction(1), from: 0, to: 1 << 30 }], &[0]);
+        state.values();
     }
 
     #[test]

@@ -99,10 +99,12 @@ pub fn run(args: &LanguageArgs) -> Result<bool> {
     drop(folder);
     model.notes().iter().for_each(|note| eprintln!("{note}"));
     let mut state = State::from_base(model.tensors(), model.base(args.seed))?;
-    match args.time {
+    // In a thread of the pool, as an evaluator's work: from outside of it, every parallel loop would wait until one
+    // has woken up.
+    rayon::scope(|_| match args.time {
         0 => train(args, &model, &mut state, dataset.train.rows()),
         steps => time(args, &model, &mut state, dataset.train.rows(), steps),
-    }
+    });
     Ok(true)
 }
 
@@ -147,9 +149,12 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
 fn apply(model: &LanguageModel, state: &mut State, payouts: &[Payout], scratch: &mut Scratch) {
     let before = state.mark();
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    state.apply_in_threads(cores, payouts);
+    state.apply_lazily(cores, payouts, model.tables());
     model.applied(&before, payouts, state, scratch);
 }
+
+/// Directions of which the updates are timed together: tables wait until so many are due.
+const TIMED_TOGETHER: u32 = 16;
 
 /// Medians of the parts of a step for each of its directions, in milliseconds.
 fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usize, steps: u32) {
@@ -183,6 +188,10 @@ fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usi
             parts[2].push(ms(began) / f64::from(args.directions));
         }
     }
+    // Of updates, means.
+    let together = TIMED_TOGETHER.div_ceil(args.directions).min(steps) as usize;
+    let groups = parts[2].chunks_exact(together);
+    parts[2] = groups.map(|group| group.iter().sum::<f64>() / together as f64).collect();
     let [probe, write, apply] = parts.map(|mut part| {
         part.sort_by(f64::total_cmp);
         (part[part.len() / 2], part[0])

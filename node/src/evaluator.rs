@@ -307,6 +307,7 @@ impl Worker {
                 Command::Show(mut changes, look) => {
                     // In place, so that no second model is held; adds are exact both ways.
                     self.apply(&changes);
+                    self.state.settle(self.task.threads);
                     look(&self.state);
                     changes.iter_mut().for_each(|of| std::mem::swap(&mut of.from, &mut of.to));
                     self.apply(&changes);
@@ -333,7 +334,7 @@ impl Worker {
         let run = &self.settings.run;
         let payouts: Vec<Payout> = changes.iter().map(|change| change.payout(run)).collect();
         let before = self.state.mark();
-        self.state.apply_in_threads(self.task.threads, &payouts);
+        self.state.apply_lazily(self.task.threads, &payouts, self.task.objective.tables());
         self.task.objective.applied(&before, &payouts, &self.state, &mut self.scratch);
     }
 
@@ -385,6 +386,7 @@ impl Worker {
     }
 
     fn report(&mut self) -> Report {
+        self.state.settle(self.task.threads);
         let test = self.task.objective.quality(&self.state, Split::Test, &mut self.scratch);
         let out_of_range = self.state.values().iter().any(|value| value.unsigned_abs() > STATE_MAX);
         let state = self.task.keep.then(|| Arc::new(self.state.clone()));
@@ -411,6 +413,84 @@ mod tests {
     fn evaluator() -> (Evaluator, mpsc::Receiver<Losses>) {
         let (task, settings) = task();
         Evaluator::start(task, settings)
+    }
+
+    /// A model of which everything may wait.
+    struct Waiting(rumormill::objective::Network);
+
+    impl Objective for Waiting {
+        fn tensors(&self) -> Vec<rumormill::params::TensorSpec> {
+            self.0.tensors()
+        }
+        fn base(&self, seed: u64) -> Vec<f32> {
+            self.0.base(seed)
+        }
+        fn loss_pair(
+            &self,
+            a: &[f32],
+            b: &[f32],
+            batch: &[u32],
+            scratch: &mut Scratch,
+        ) -> (f32, f32) {
+            self.0.loss_pair(a, b, batch, scratch)
+        }
+        fn evaluate(&self, params: &[f32], split: Split, scratch: &mut Scratch) -> Evaluation {
+            self.0.evaluate(params, split, scratch)
+        }
+        fn tables(&self) -> &[usize] {
+            &[0, 1]
+        }
+        fn gradient(
+            &self,
+            a: &[f64],
+            batch: &[u32],
+            out: &mut [f64],
+            scratch: &mut Scratch,
+        ) -> f64 {
+            self.0.gradient(a, batch, out, scratch)
+        }
+        fn curvature(&self, rows: &[u32], scratch: &mut Scratch) -> Option<(f64, f64)> {
+            self.0.curvature(rows, scratch)
+        }
+    }
+
+    /// What anybody sees of a model does not tell whether changes of its tables wait.
+    #[test]
+    fn a_model_with_tables_that_wait_is_the_same() {
+        let seen = |waits: bool| {
+            let (mut task, settings) = task();
+            task.keep = true;
+            if waits {
+                let dataset = Arc::new(rumormill::data::digits::dataset(1));
+                let network = rumormill::objective::Network::new(dataset, &[]);
+                task.objective = Arc::new(Waiting(network));
+            }
+            let (evaluator, mut losses) = Evaluator::start(task, settings);
+            let mut measured = Vec::new();
+            let mut measure = |ask: fn(&Evaluator, Probe)| {
+                ask(&evaluator, PROBE);
+                let Losses { plus, minus, .. } = losses.blocking_recv().unwrap();
+                measured.push((plus, minus));
+            };
+            for round in 0..20 {
+                evaluator.apply(vec![change(round, 1 << 34)]);
+                measure(Evaluator::probe);
+                if round % 7 == 3 {
+                    let changes = vec![change(round + 100, 1 << 33)];
+                    evaluator.trail(Trail { anew: round == 3, changes });
+                    measure(Evaluator::repeat);
+                }
+            }
+            let (send, shown) = sync_channel(1);
+            evaluator.show(vec![change(200, 1 << 33)], move |state| {
+                send.send((state.hash(), state.values().to_vec())).unwrap();
+            });
+            measure(Evaluator::probe);
+            let report = evaluator.report().blocking_recv().unwrap();
+            let values = report.state.expect("it was asked for").values().to_vec();
+            (measured, shown.recv().unwrap(), report.state_hash, values, report.test.loss)
+        };
+        assert!(seen(true) == seen(false));
     }
 
     #[test]

@@ -61,6 +61,8 @@ pub(super) struct Core {
     pub(super) trained: Vec<String>,
     /// Where each begins among the flat parameters.
     pub(super) offsets: Vec<usize>,
+    /// Numbers of large tables, of which a pass reads few rows.
+    pub(super) tables: Vec<usize>,
     /// The others.
     pub(super) fixed: BTreeMap<String, Tensor>,
     /// The trained tensors' values as read, until they are taken.
@@ -75,6 +77,9 @@ pub(super) struct Core {
     /// The tokens of the labels, as a decoder's answers.
     pub(super) answers: Vec<u32>,
 }
+
+/// Parameters of a table of which a probe's tokens have few rows: so many are beyond the caches.
+const TABLE_MIN: usize = 1 << 22;
 
 /// A tensor on its way: the architecture's name, the file's, the shape.
 struct Entry {
@@ -156,6 +161,13 @@ impl Core {
         }
         let depth = trained.iter().map(|name| model::layer_of(&config, name)).min().unwrap_or(0);
         let (prototypes, answers) = labels(folder, spec, &words)?;
+        let is_table = |tensor: &usize| {
+            let causal = spec.task == Task::Causal;
+            let large = tensors[*tensor].len() >= TABLE_MIN;
+            large && !model::is_read_whole(&config, &trained[*tensor], causal)
+        };
+        let all = 0..tensors.len();
+        let tables = if device.is_cpu() { all.filter(is_table).collect() } else { Vec::new() };
         Ok(Core {
             device,
             classes: dataset.classes,
@@ -164,6 +176,7 @@ impl Core {
             tensors,
             trained,
             offsets,
+            tables,
             fixed,
             base: Mutex::new(base),
             adapters,

@@ -664,6 +664,10 @@ impl Objective for LanguageModel {
         self.with_view(scratch, |view| self.losses_of_pair(view, &both, batch))
     }
 
+    fn tables(&self) -> &[usize] {
+        &self.core.tables
+    }
+
     fn applied(&self, before: &Mark, payouts: &[Payout], state: &State, scratch: &mut Scratch) {
         #[cfg(feature = "cuda")]
         if let Some(copy) = scratch.weights.0.as_mut().and_then(|view| view.copy.as_mut())

@@ -87,6 +87,12 @@ pub trait Objective: Send + Sync {
         losses
     }
 
+    /// Numbers of large tensors of which a probe reads few rows, so that their changes may wait: see
+    /// [`State::apply_lazily`].
+    fn tables(&self) -> &[usize] {
+        &[]
+    }
+
     /// Says that payouts were applied to a state with the mark `before`, which is now `state`: an objective that
     /// keeps a copy of it elsewhere can follow. Nothing is wrong where nobody says so; it costs a new copy.
     fn applied(&self, before: &Mark, payouts: &[Payout], state: &State, scratch: &mut Scratch) {
