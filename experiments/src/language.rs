@@ -61,7 +61,8 @@ pub struct LanguageArgs {
     /// A line of the table after so many probes.
     #[arg(long, default_value_t = 1000)]
     every: u64,
-    /// Time the parts of so many steps instead of training, for each direction of a step.
+    /// Time the parts of so many steps instead of training, for each direction of a step; a multiple of 16 is best, as
+    /// tables are paid once in so many directions.
     #[arg(long, default_value_t = 0)]
     time: u32,
 }
