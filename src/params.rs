@@ -867,6 +867,9 @@ mod tests {
                     for (first, len) in [(0, 1), (384, 384), (1000, 5_000), (17_000, 300)] {
                         let end = End { direction: &direction(99), epsilon_log2: -7, plus: true };
                         state.write_part(0, first, Some(end), &mut plus[first..first + len]);
+                        let ends = [&mut plus[first..], &mut minus[first..]];
+                        let [plus, minus] = ends.map(|end| &mut end[..len]);
+                        state.write_pair_part(0, first, (&direction(98), -7), plus, minus);
                     }
                     let mut sum = some_state();
                     sum.add(state);

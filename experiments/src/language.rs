@@ -61,8 +61,8 @@ pub struct LanguageArgs {
     /// A line of the table after so many probes.
     #[arg(long, default_value_t = 1000)]
     every: u64,
-    /// Time the parts of so many steps instead of training, for each direction of a step; a multiple of 16 is best, as
-    /// tables are paid once in so many directions.
+    /// Time the parts of so many steps instead of training, for each direction of a step; of sixteen directions at
+    /// least, in which large tables are paid once.
     #[arg(long, default_value_t = 0)]
     time: u32,
 }
@@ -118,6 +118,7 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
     let mut payouts = Vec::new();
     for step in 0..=args.probes {
         if step % args.every == 0 || step == args.probes {
+            state.settle(cores());
             let quality = model.quality(state, Split::Test, &mut scratch);
             println!(
                 "{step},{:.1},{:.5},{:.4}",
@@ -149,9 +150,12 @@ fn train(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: us
 /// Applies a step, a large one in all cores.
 fn apply(model: &LanguageModel, state: &mut State, payouts: &[Payout], scratch: &mut Scratch) {
     let before = state.mark();
-    let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    state.apply_lazily(cores, payouts, model.tables());
+    state.apply_lazily(cores(), payouts, model.tables());
     model.applied(&before, payouts, state, scratch);
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 /// Directions of which the updates are timed together: tables wait until so many are due.
@@ -159,6 +163,8 @@ const TIMED_TOGETHER: u32 = 16;
 
 /// Medians of the parts of a step for each of its directions, in milliseconds.
 fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usize, steps: u32) {
+    let together = TIMED_TOGETHER.div_ceil(args.directions);
+    let steps = steps.max(together);
     let run = RunId([1; 32]);
     let mut scratch = Scratch::default();
     let mut batch = vec![0; args.batch];
@@ -190,9 +196,8 @@ fn time(args: &LanguageArgs, model: &LanguageModel, state: &mut State, rows: usi
         }
     }
     // Of updates, means.
-    let together = TIMED_TOGETHER.div_ceil(args.directions).min(steps) as usize;
-    let groups = parts[2].chunks_exact(together);
-    parts[2] = groups.map(|group| group.iter().sum::<f64>() / together as f64).collect();
+    let groups = parts[2].chunks_exact(together as usize);
+    parts[2] = groups.map(|group| group.iter().sum::<f64>() / f64::from(together)).collect();
     let [probe, write, apply] = parts.map(|mut part| {
         part.sort_by(f64::total_cmp);
         (part[part.len() / 2], part[0])

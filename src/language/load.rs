@@ -12,6 +12,7 @@ use super::folder::{Folder, FolderError};
 use super::model;
 use super::spec::{Head, LanguageSpec, Task};
 use crate::data::Dataset;
+use crate::direction::BLOCK_PARAMETERS;
 use crate::params::TensorSpec;
 use crate::sample::KeyedRng;
 
@@ -80,6 +81,9 @@ pub(super) struct Core {
 
 /// Parameters of a table of which a probe's tokens have few rows: so many are beyond the caches.
 const TABLE_MIN: usize = 1 << 22;
+
+/// Parameters of a row of such a table: what is owed comes in whole blocks, of which shorter rows need little.
+const ROW_MIN: usize = BLOCK_PARAMETERS / 2;
 
 /// A tensor on its way: the architecture's name, the file's, the shape.
 struct Entry {
@@ -163,7 +167,8 @@ impl Core {
         let (prototypes, answers) = labels(folder, spec, &words)?;
         let is_table = |tensor: &usize| {
             let causal = spec.task == Task::Causal;
-            let large = tensors[*tensor].len() >= TABLE_MIN;
+            let of = &tensors[*tensor];
+            let large = of.len() >= TABLE_MIN && of.shape[1] >= ROW_MIN;
             large && !model::is_read_whole(&config, &trained[*tensor], causal)
         };
         let all = 0..tensors.len();

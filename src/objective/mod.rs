@@ -88,7 +88,7 @@ pub trait Objective: Send + Sync {
     }
 
     /// Numbers of large tensors of which a probe reads few rows, so that their changes may wait: see
-    /// [`State::apply_lazily`].
+    /// [`State::apply_lazily`]. None where a device has a copy of the state.
     fn tables(&self) -> &[usize] {
         &[]
     }

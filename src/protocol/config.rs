@@ -55,7 +55,8 @@ pub struct Config {
     /// How long a round may wait for records before it is closed without them. Tentative: a
     /// certificate decides in the end.
     pub patience: Time,
-    /// How long a node that has certified the whole run waits for neighbors that have not.
+    /// How long a node that has certified the whole run waits for neighbors that have not, and for
+    /// members since their links were lost.
     pub linger: Time,
 }
 

@@ -137,6 +137,16 @@ impl Link {
         self.certified
     }
 
+    /// What was said last may not have been heard.
+    pub(super) fn unsay(&mut self) {
+        self.said_certified = 0;
+    }
+
+    /// Begins the next exchange now.
+    pub(super) fn hurry(&mut self, now: Time) {
+        self.due = now;
+    }
+
     /// Whether the neighbor was told that so much is certified here.
     pub(super) fn has_heard_of(&self, certified: u64) -> bool {
         self.said_certified >= certified
@@ -776,6 +786,7 @@ impl Protocol {
             return;
         }
         let stage = exchange.stage;
+        let is_first = !self.link_mut(from).has_exchanged();
         self.note(from, &exchange);
         if let Err(offence) = self.take_statements(from, exchange, segments, acks, out) {
             self.offend(from, offence, out);
@@ -789,7 +800,7 @@ impl Protocol {
                 self.ask_history(from, now, out);
             }
             Stage::Answer => {
-                self.on_answer(from, now);
+                self.on_answer(from, now, is_first);
                 self.send_exchange(from, Stage::Close, out);
                 self.ask_history(from, now, out);
                 if self.links.get(&from).is_some_and(|link| link.again && link.opened.is_none()) {
@@ -808,11 +819,15 @@ impl Protocol {
         }
     }
 
-    fn on_answer(&mut self, from: NodeId, now: Time) {
+    fn on_answer(&mut self, from: NodeId, now: Time, is_first: bool) {
         let link = self.link_mut(from);
         if let Some(opened) = link.opened.take() {
             link.completed += 1;
             link.answered_at = Some(link.opened_at);
+            if is_first {
+                // It may have waited for the run to start there.
+                return;
+            }
             let took = now.since(opened).as_secs_f64();
             link.round_trip_s =
                 link.round_trip_s.map(|mean| mean + (took - mean) / 8.0).or(Some(took));
@@ -841,7 +856,7 @@ impl Protocol {
             link.certified = exchange.certified;
             link.tag = exchange.tag;
         }
-        if link.certified > mine {
+        if link.certified > mine && exchange.stage != Stage::Close {
             let count = if link.ahead.0 == mine { link.ahead.1 + 1 } else { 1 };
             link.ahead = (mine, count);
         }
@@ -1134,5 +1149,132 @@ impl Protocol {
         let id = *self.roster.id(origin).expect("checked by the caller");
         let height = Height(height);
         out.push(Output::Event(Event::Equivocation { origin: id, height }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::height::ChainDigest;
+    use crate::keys::Keys;
+    use crate::manifest::{Founders, Manifest};
+    use crate::protocol::{Config, Input};
+
+    /// Member 0 of four, which has certified the end, and a neighbor with so many certified heights of the
+    /// same chain that it has exchanged frames with, or has not.
+    fn finished(neighbor: u64, certified: u64, exchanged: bool) -> (Protocol, NodeId) {
+        let founders = Founders::Members((0..4).map(|i| Keys::simulated(i).id()).collect());
+        let manifest =
+            Manifest { rounds: 8, rounds_per_height: 2, founders, ..Manifest::template() };
+        let mut node = Protocol::new(manifest, Keys::simulated(0), Config::default()).unwrap();
+        node.certified = node.manifest.heights();
+        (node.closed, node.round) = (8, 8);
+        node.chains.insert(node.certified, ChainDigest([4; 32]));
+        node.finished_at = Some(Time::ZERO);
+        let clock = PoissonClock::new(&[0; 32], 1);
+        let link = Link::greeted(clock, certified, exchanged);
+        let neighbor = Keys::simulated(neighbor).id();
+        node.links.insert(neighbor, Link { tag: node.digest().tag(), ..link });
+        (node, neighbor)
+    }
+
+    const END: u64 = 4;
+
+    /// A frame without content.
+    fn frame(stage: Stage, sequence: u8, certified: u64, tag: [u8; 4]) -> Vec<u8> {
+        let exchange = Exchange {
+            sequence,
+            stage,
+            full: false,
+            ask_full: false,
+            certified,
+            tag,
+            have: Vec::new(),
+            segments: Vec::new(),
+            acks: Vec::new(),
+            controls: Vec::new(),
+            evidence: Vec::new(),
+            wanted: Vec::new(),
+            sums: Vec::new(),
+        };
+        Frame::Exchange(exchange).encode()
+    }
+
+    /// A neighbor's answer may never come: its own exchanges must do.
+    #[test]
+    fn history_is_asked_for_in_exchanges_that_a_neighbor_begins() {
+        let (mut node, from) = finished(1, END, true);
+        (node.certified, node.finished_at) = (0, None);
+        let asked = |out: &[Output]| out.iter().any(|of| matches!(of, Output::Request { .. }));
+        let mut out = Vec::new();
+        for sequence in 1..=3 {
+            assert!(!asked(&out), "acks may be on their way");
+            let bytes = frame(Stage::Open, sequence, 1, [1; 4]);
+            node.handle(Input::Frame { from, bytes }, Time::ZERO, &mut out);
+        }
+        assert!(asked(&out));
+    }
+
+    #[test]
+    fn a_node_leaves_when_all_have_ended_and_have_heard_that_it_has() {
+        let (mut node, _) = finished(1, END, true);
+        assert!(!node.is_done(Time::ZERO, false), "it was not told");
+        node.handle(Input::Wake, Time::ZERO, &mut Vec::new());
+        assert!(node.is_done(Time::ZERO, false));
+        assert!(!node.is_done(Time::ZERO, true), "somebody is expected");
+        let (mut node, neighbor) = finished(1, END, true);
+        node.handle(Input::Wake, Time::ZERO, &mut Vec::new());
+        node.handle(Input::NotSent(neighbor), Time::ZERO, &mut Vec::new());
+        assert!(!node.is_done(Time::ZERO, false), "the frame was not sent");
+        let (mut node, _) = finished(1, END - 1, true);
+        node.handle(Input::Wake, Time::ZERO, &mut Vec::new());
+        assert!(!node.is_done(Time::ZERO, false), "it has not ended");
+    }
+
+    #[test]
+    fn the_end_is_said_in_a_closing_frame_of_its_own() {
+        let (mut node, neighbor) = finished(1, END, true);
+        for expected in [1, 0] {
+            let mut out = Vec::new();
+            node.send_exchange(neighbor, Stage::Close, &mut out);
+            assert_eq!(out.len(), expected);
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_cut_off_before_the_end_is_waited_for_a_while() {
+        let lost_at = Time::from_millis(5_000);
+        let lost = |number: u64, certified: u64, exchanged: bool| {
+            let (mut node, neighbor) = finished(number, certified, exchanged);
+            node.handle(Input::Disconnected(neighbor), lost_at, &mut Vec::new());
+            // As if it had ended just now.
+            node.finished_at = Some(lost_at);
+            node
+        };
+        let later = lost_at + Config::default().linger + Time(1);
+        let node = lost(1, END - 1, true);
+        assert!(!node.is_done(lost_at, false) && node.is_done(later, false));
+        let mut node = lost(1, END - 1, true);
+        node.finished_at = Some(later);
+        assert!(node.is_done(later, false), "it was lost long before the end");
+        assert!(lost(1, END, true).is_done(lost_at, false), "it had certified the end");
+        assert!(lost(1, END - 1, false).is_done(lost_at, false), "it was never there");
+        assert!(lost(9, END - 1, true).is_done(lost_at, false), "it is no member");
+        let (mut node, neighbor) = finished(1, END - 1, true);
+        node.link_mut(neighbor).offend();
+        node.handle(Input::Disconnected(neighbor), lost_at, &mut Vec::new());
+        assert!(node.is_done(lost_at, false), "it is faulty");
+    }
+
+    #[test]
+    fn a_member_that_is_back_is_no_longer_waited_for_as_cut_off() {
+        let (mut node, neighbor) = finished(1, END - 1, true);
+        let (mut other, _) = finished(1, END - 1, true);
+        node.handle(Input::Disconnected(neighbor), Time::ZERO, &mut Vec::new());
+        assert!(!node.is_done(Time::ZERO, false));
+        node.links.append(&mut other.links);
+        let bytes = frame(Stage::Close, 1, END, node.digest().tag());
+        node.handle(Input::Frame { from: neighbor, bytes }, Time::ZERO, &mut Vec::new());
+        assert!(node.is_done(Time::ZERO, false));
     }
 }

@@ -220,8 +220,8 @@ pub struct Protocol {
     links: BTreeMap<NodeId, Link>,
     /// Neighbors that began an exchange before the run had started here: it is answered then.
     unanswered: BTreeSet<NodeId>,
-    /// Members whose links were lost before they had certified the end.
-    cut_off: BTreeSet<NodeId>,
+    /// Members whose links were lost before they had certified the end, and when.
+    cut_off: BTreeMap<NodeId, Time>,
     clock_streams: u64,
 
     heights: BTreeMap<u64, HeightState>,
@@ -314,7 +314,7 @@ impl Protocol {
             roster,
             links: BTreeMap::new(),
             unanswered: BTreeSet::new(),
-            cut_off: BTreeSet::new(),
+            cut_off: BTreeMap::new(),
             clock_streams: 1,
             heights: BTreeMap::new(),
             summaries: BTreeMap::new(),
@@ -378,12 +378,13 @@ impl Protocol {
         match input {
             Input::Wake => {}
             Input::Connected(peer) => self.on_connected(peer, now, out),
-            Input::Disconnected(peer) => self.on_disconnected(peer),
+            Input::Disconnected(peer) => self.on_disconnected(peer, now),
             Input::Frame { from, bytes } => self.on_frame(from, &bytes, now, out),
             Input::Passed { from, frame } => self.on_passed(from, frame, now, out),
             Input::NotSent(peer) => {
                 if let Some(link) = self.links.get_mut(&peer) {
                     link.lose_track();
+                    link.unsay();
                 }
             }
             Input::Losses { probe, plus, minus } => self.on_losses(probe, plus, minus, now),
@@ -455,15 +456,15 @@ impl Protocol {
         self.send_hello(peer, false, out);
     }
 
-    fn on_disconnected(&mut self, peer: NodeId) {
+    fn on_disconnected(&mut self, peer: NodeId, now: Time) {
         self.unanswered.remove(&peer);
         let Some(link) = self.links.remove(&peer) else { return };
         // One that never exchanged anything may be leaving just now.
         let exchanged = link.has_exchanged() && !link.has_offended();
         if exchanged && link.certified() < self.manifest.heights() {
-            self.cut_off.insert(peer);
+            self.cut_off.insert(peer, now);
         }
-        self.cut_off.retain(|peer| self.roster.origin(peer).is_some());
+        self.cut_off.retain(|peer, _| self.roster.origin(peer).is_some());
     }
 
     /// Something changed that settings of heights and the sufficiency of rounds follow from.
@@ -671,8 +672,8 @@ impl Protocol {
     }
 
     /// Whether this node may leave: everything is certified here, and all neighbors hold the same
-    /// chain or have been waited for long enough. So are members that were cut off before they had
-    /// certified the end: if the others left, they could not end. `awaits` says whether neighbors are
+    /// chain or have been waited for long enough. So are members that were cut off a short time ago,
+    /// before they had certified the end: if the others left, they could not end. `awaits` says whether neighbors are
     /// expected that were never there: others may be through before a slow one has even started.
     pub fn is_done(&self, now: Time, awaits: bool) -> bool {
         let tag = self.digest().tag();
@@ -681,8 +682,9 @@ impl Protocol {
             ended && link.has_heard_of(self.certified)
         };
         self.finished_at.is_some_and(|finished| {
-            let none_left = !awaits && self.cut_off.is_empty() && self.links.values().all(same);
-            none_left || now.since(finished) > self.config.linger
+            let is_gone = |lost: &Time| now.since(*lost) > self.config.linger;
+            let none_left = !awaits && self.cut_off.values().all(is_gone);
+            none_left && self.links.values().all(same) || now.since(finished) > self.config.linger
         })
     }
 
