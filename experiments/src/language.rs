@@ -63,7 +63,7 @@ pub struct LanguageArgs {
     every: u64,
     /// Time the parts of so many steps instead of training, for each direction of a step; of sixteen directions at
     /// least, in which large tables are paid once.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     time: u32,
 }
 

@@ -168,8 +168,10 @@ impl Core {
         let is_table = |tensor: &usize| {
             let causal = spec.task == Task::Causal;
             let of = &tensors[*tensor];
-            let large = of.len() >= TABLE_MIN && of.shape[1] >= ROW_MIN;
-            large && !model::is_read_whole(&config, &trained[*tensor], causal)
+            // Only what has rows is read by them: others may have one dimension.
+            !model::is_read_whole(&config, &trained[*tensor], causal)
+                && of.len() >= TABLE_MIN
+                && of.shape[1] >= ROW_MIN
         };
         let all = 0..tensors.len();
         let tables = if device.is_cpu() { all.filter(is_table).collect() } else { Vec::new() };
